@@ -1,0 +1,1 @@
+"""HTTP in: authenticates, translates, forwards. Knows no kernel call."""

@@ -1,0 +1,1 @@
+"""The E2B protocol as a translation onto the manager and the guest."""

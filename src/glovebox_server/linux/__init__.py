@@ -1,0 +1,1 @@
+"""Typed kernel calls: mechanism only, standard library only."""

@@ -1,0 +1,1 @@
+"""Decides: lifecycle, placement, quotas, timeouts, recovery. No I/O of its own."""

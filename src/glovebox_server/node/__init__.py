@@ -1,0 +1,1 @@
+"""Does, on one machine: owns the running instances and the guest links."""

@@ -1,0 +1,1 @@
+"""Decisions about limits, isolation and code. Pure: no I/O."""

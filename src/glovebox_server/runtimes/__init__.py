@@ -1,0 +1,1 @@
+"""The rungs of isolation. They are strangers to one another."""

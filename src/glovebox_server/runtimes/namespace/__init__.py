@@ -1,0 +1,1 @@
+"""The `namespace` runtime: sandboxes forked from a warm zygote into Linux namespaces."""
