@@ -28,18 +28,23 @@ has broken the protocol. OPEN, END, EOF, CREDIT, CANCEL are not counted: there i
 CANCEL per channel and direction, and CREDIT answers what was received.
 
 A JSON message longer than one frame is split: every fragment but the last has the flag MORE. A message is at most
-MAX_MESSAGE_BYTES. A peer that breaks any rule is a ProtocolError, after which the link is of no use.
+MAX_MESSAGE_BYTES of strict UTF-8, and at most MAX_MESSAGE_VALUES values once it is long: a few bytes of JSON can be a
+hundred bytes of objects. END may come before the last fragment of an EVENT, which then never was: the sender may be
+cancelled while it waits for credit. DATA without a body means nothing and is dropped. A peer that breaks any rule is a
+ProtocolError, after which the link is of no use.
 """
 
 import json
 import struct
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 VERSION = 1
 
 HEADER = struct.Struct("!IIBB")
 MAX_BODY_BYTES = 64 * 1024
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024
+MAX_MESSAGE_VALUES = 500_000
+MAX_PING_BYTES = 64
 MAX_CHANNELS = 4096
 INITIAL_CREDIT = 256 * 1024
 
@@ -47,6 +52,10 @@ HELLO, OPEN, EVENT, DATA, EOF, CREDIT, END, CANCEL, PING, PONG = range(1, 11)
 _LINK_KINDS = frozenset((HELLO, PING, PONG))
 _JSON_KINDS = frozenset((HELLO, OPEN, EVENT, END))
 _EMPTY_KINDS = frozenset((EOF, CANCEL))
+_PING_KINDS = frozenset((PING, PONG))
+
+#: Shorter messages are not counted: all their values together are small.
+_COUNTED_FROM_BYTES = 1024 * 1024
 
 MORE = 0x80
 STREAM_MASK = 0x03
@@ -97,14 +106,24 @@ def encode(channel: int, kind: int, body: bytes = b"", flags: int = 0) -> bytes:
     return HEADER.pack(len(body), channel, kind, flags) + body
 
 
-def encode_message(channel: int, kind: int, message: Dict[str, Any]) -> Iterator[bytes]:
-    """A JSON message as one or more frames.
+def encode_json(message: Dict[str, Any], *, lossy: bool = True) -> bytes:
+    """A JSON message's whole body.
 
-    Raises ValueError when it is over MAX_MESSAGE_BYTES or cannot be JSON.
+    Half characters (lone surrogates: odd file names, odd strings of programs) become `?`, or, where `lossy` is false, are
+    a ValueError. So is a message over MAX_MESSAGE_BYTES or MAX_MESSAGE_VALUES, or one that cannot be JSON.
     """
-    body = json.dumps(message, separators=(",", ":"), allow_nan=False).encode("ascii")
+    text = json.dumps(message, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    body = text.encode("utf-8", "replace" if lossy else "strict")
     if len(body) > MAX_MESSAGE_BYTES:
         raise ValueError(f"a message is at most {MAX_MESSAGE_BYTES} bytes, not {len(body)}")
+    if _holds_too_many_values(body):
+        raise ValueError(f"a message holds at most {MAX_MESSAGE_VALUES} values")
+    return body
+
+
+def encode_message(channel: int, kind: int, message: Dict[str, Any]) -> Iterator[bytes]:
+    """A JSON message as one or more frames. Raises ValueError as `encode_json` does, which is not `lossy` here."""
+    body = encode_json(message, lossy=False)
     for start in range(0, max(len(body), 1), MAX_BODY_BYTES):
         last = start + MAX_BODY_BYTES >= len(body)
         yield encode(channel, kind, body[start : start + MAX_BODY_BYTES], 0 if last else MORE)
@@ -122,13 +141,35 @@ def decode_credit(frame: Frame) -> int:
 
 def decode_message(body: bytes) -> Dict[str, Any]:
     """A JSON message's whole body as a dictionary; ProtocolError when it is not one."""
+    if _holds_too_many_values(body):
+        raise ProtocolError("a message holds too many values")
     try:
-        message = json.loads(body)
+        # Decoded here: given bytes, json would also take UTF-16, UTF-32 and bytes that are no text at all.
+        message = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise ProtocolError("a message is not JSON") from error
     if not isinstance(message, dict):
         raise ProtocolError("a message is not a JSON object")
     return message
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _holds_too_many_values(body: bytes) -> bool:
+    """Whether a long message would become far more objects than its length says; linear, and without a parser."""
+    if len(body) < _COUNTED_FROM_BYTES or _separators(body) <= MAX_MESSAGE_VALUES:
+        return False
+    # Most of them may stand inside strings. Without its escapes, every other quote of the text ends a string.
+    plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if plain.count(b'"') > 2 * MAX_MESSAGE_VALUES:
+        return True
+    return _separators(b"".join(plain.split(b'"')[::2])) > MAX_MESSAGE_VALUES
+
+
+def _separators(text: bytes) -> int:
+    return text.count(b",") + text.count(b"[") + text.count(b"{")
 
 
 class Decoder:
@@ -146,31 +187,44 @@ class Decoder:
         """How much of an unfinished frame is held."""
         return len(self._buffer)
 
-    def feed(self, data: bytes) -> List[Frame]:
+    def feed(self, data: Union[bytes, bytearray, memoryview]) -> List[Frame]:
         """All frames that are complete now. Raises ProtocolError."""
         if self._broken is not None:
             raise self._broken
-        self._buffer += data
         try:
-            return self._take()
+            if not self._buffer:
+                with memoryview(data) as view:
+                    frames, at = _take(view)
+                    self._buffer += view[at:]
+                return frames
+            self._buffer += data
+            # The view must be gone before the buffer can shrink.
+            with memoryview(self._buffer) as view:
+                frames, at = _take(view)
+            del self._buffer[:at]
+            return frames
         except ProtocolError as error:
-            self._broken = error
+            # Without the traceback: its frames would keep what was fed alive.
+            self._broken = error.with_traceback(None)
             self._buffer.clear()
             raise
 
-    def _take(self) -> List[Frame]:
-        frames: List[Frame] = []
-        buffer, at = self._buffer, 0
-        while len(buffer) - at >= HEADER.size:
-            length, channel, kind, flags = HEADER.unpack_from(buffer, at)
-            _check(length, channel, kind, flags)
-            end = at + HEADER.size + length
-            if end > len(buffer):
-                break
-            frames.append(Frame(channel, kind, flags, bytes(buffer[at + HEADER.size : end])))
-            at = end
-        del buffer[:at]
-        return frames
+
+def _take(view: memoryview) -> Tuple[List[Frame], int]:
+    """The complete frames in `view`, and where they end."""
+    frames: List[Frame] = []
+    at, size = 0, len(view)
+    while size - at >= HEADER.size:
+        length, channel, kind, flags = HEADER.unpack_from(view, at)
+        _check(length, channel, kind, flags)
+        start = at + HEADER.size
+        end = start + length
+        if end > size:
+            break
+        if length or kind != DATA:
+            frames.append(Frame(channel, kind, flags, bytes(view[start:end])))
+        at = end
+    return frames, at
 
 
 def _check(length: int, channel: int, kind: int, flags: int) -> None:
@@ -186,6 +240,8 @@ def _check(length: int, channel: int, kind: int, flags: int) -> None:
         raise ProtocolError("a frame's flags do not belong to its kind")
     if kind == CREDIT and length != 4:
         raise ProtocolError("a CREDIT frame's body is four bytes")
+    if kind in _PING_KINDS and length > MAX_PING_BYTES:
+        raise ProtocolError("a PING is too long")
     if kind in _EMPTY_KINDS and length:
         raise ProtocolError("a frame of this kind has no body")
 
@@ -201,7 +257,9 @@ class Assembler:
     def add(self, frame: Frame) -> Optional[Dict[str, Any]]:
         """The message, when this frame ends it; None while fragments are missing. Raises ProtocolError."""
         if self._parts and frame.kind != self._kind:
-            raise ProtocolError("a message's fragments are mixed with another's")
+            if frame.kind != END:
+                raise ProtocolError("a message's fragments are mixed with another's")
+            self._parts.clear()
         if len(self._parts) + len(frame.body) > self._max_bytes:
             raise ProtocolError("a message is too long")
         if frame.flags & MORE:
