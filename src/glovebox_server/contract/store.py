@@ -52,6 +52,11 @@ class Store(Protocol):
     ) -> Sequence[sandbox.Sandbox]:
         """Those that match all that is given; `started_after` is inclusive."""
 
+    async def find_created(
+        self, tenant: ids.TenantId, idempotency_key: str, started_after: dt.datetime
+    ) -> sandbox.Sandbox | None:
+        """The newest sandbox that the tenant created with this key since then (inclusive), whatever became of it."""
+
     async def forget_sandboxes(self, ended_before: dt.datetime) -> int:
         """Drop the records of killed sandboxes that were to end before then."""
 

@@ -1,5 +1,8 @@
 """A sandbox as the manager knows it: what was asked, where it is in its life, until when."""
 
+# The field `resources` would hide the module of that name while annotations are evaluated.
+from __future__ import annotations
+
 import dataclasses
 import datetime as dt
 from collections.abc import Mapping
@@ -26,8 +29,11 @@ class Sandbox:
     runtime: str = "namespace"
     boundary: str = ""  # what really stands between it and the host, as the runtime says
     node: str = "local"
-    end_reason: str | None = None  # why it ended: requested, timeout, died, failed, lost
+    end_reason: str | None = None  # why it ended: requested, timeout, idle, died, failed, lost, shutdown
     instance: Mapping[str, Any] | None = None  # the runtime's own record, by which it is found again
+    key_id: ids.KeyId | None = None  # the API key that made it: whose quota it counts against
+    idempotency_key: str | None = None  # the caller's, unique within the tenant for a day
+    request_hash: str | None = None  # of the request that came with it, to tell a retry from another request
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,8 @@
 """A template: what sandboxes are made of."""
 
+# The field `resources` would hide the module of that name while annotations are evaluated.
+from __future__ import annotations
+
 import dataclasses
 import pathlib
 
@@ -27,6 +30,7 @@ class Template:
     layers: tuple[Layer, ...]
     python: str  # the interpreter inside that runs the guest agent and the Python contexts
     path: str  # the PATH of processes inside
+    guest_archive: str = "/opt/glovebox/lib/glovebox-guest.pyz"  # the guest agent as one file, inside
     resources: resources.Resources = resources.Resources()
     warm_modules: tuple[str, ...] = ()
     runtime: str = "namespace"

@@ -1,0 +1,248 @@
+"""Control groups, v2 (the normal case) and v1, behind one face: limits, joining, usage, removal (cgroups(7)).
+
+A `Hierarchy` is where this host has its controllers; a `Group` is one directory in it (v1: one for each controller).
+Only directories that this module made are ever changed or removed.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import os
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+from glovebox_server.model import resources
+
+_V1_CONTROLLERS = ("memory", "cpu", "cpuacct", "pids")
+_V2_CONTROLLERS = ("memory", "cpu", "pids")
+_CPU_PERIOD_US = 100_000
+
+
+class Group(Protocol):
+    """One sandbox's (or one service's) control group."""
+
+    def limit(self, limits: resources.Resources) -> None:
+        """Set memory, CPU and process limits."""
+
+    def open_join(self) -> list[int]:
+        """Descriptors; a process that writes `0` to each of them has joined. The caller closes them.
+
+        They are opened with our rights, and the kernel checks these and not the writer's: that is how a process
+        without any privilege moves itself, and nothing else, into its group.
+        """
+
+    def pids(self) -> list[int]:
+        """Host pids of the members."""
+
+    def usage(self) -> resources.Usage: ...
+
+    def remove(self) -> None:
+        """Remove it and all below it. Nothing happens when it is gone; OSError EBUSY while it has members."""
+
+
+class Hierarchy(Protocol):
+    """Where groups are made."""
+
+    @property
+    def version(self) -> int: ...
+
+    def group(self, *names: str) -> Group:
+        """The group at this path below our own root; made when `create` is called, or found."""
+
+    def create(self, *names: str) -> Group: ...
+
+    def children(self, *names: str) -> list[str]:
+        """Names of the groups below this one."""
+
+
+def detect(name: str, root: pathlib.Path = pathlib.Path("/sys/fs/cgroup")) -> Hierarchy | str:
+    """The hierarchy of this host, with `name` as our own root in it; or, in words, why there is none for us."""
+    if (root / "cgroup.controllers").exists():
+        return _detect_v2(name, root)
+    missing = [controller for controller in _V1_CONTROLLERS if not (root / controller / "tasks").exists()]
+    if missing:
+        return f"no cgroup controller for {', '.join(missing)} is mounted below {root}"
+    if not all(os.access(root / controller, os.W_OK) for controller in _V1_CONTROLLERS):
+        return f"the cgroup v1 controllers below {root} belong to root"
+    return V1(root, name)
+
+
+def _detect_v2(name: str, root: pathlib.Path) -> Hierarchy | str:
+    available = (root / "cgroup.controllers").read_text().split()
+    missing = [controller for controller in _V2_CONTROLLERS if controller not in available]
+    if missing:
+        return f"the cgroup v2 controllers {', '.join(missing)} are not available below {root}"
+    if not os.access(root, os.W_OK):
+        return f"the cgroup v2 tree {root} belongs to root"
+    return V2(root, name)
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    # Not pathlib: one open, one write, no buffering, so that the kernel's refusal comes from this very write.
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def _number(path: pathlib.Path) -> int:
+    return int(path.read_text())
+
+
+def _field(path: pathlib.Path, name: str) -> int:
+    for line in path.read_text().splitlines():
+        key, _, value = line.partition(" ")
+        if key == name:
+            return int(value)
+    return 0
+
+
+def _remove_tree(path: pathlib.Path) -> None:
+    """Remove a cgroup directory, children first. A group that has just lost its last member may be busy for a moment."""
+    with contextlib.suppress(FileNotFoundError):
+        for child in [entry for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]:
+            _remove_tree(pathlib.Path(child.path))
+    for attempt in range(50):
+        try:
+            path.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY or attempt == 49:
+                raise
+            time.sleep(0.001)
+        else:
+            return
+
+
+def _children(path: pathlib.Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False))
+    except FileNotFoundError:
+        return []
+
+
+@dataclasses.dataclass(frozen=True)
+class V1:
+    """cgroup v1: one tree for each controller."""
+
+    root: pathlib.Path
+    name: str
+    version: int = 1
+
+    def group(self, *names: str) -> "V1Group":
+        return V1Group(tuple(self.root.joinpath(c, self.name, *names) for c in _V1_CONTROLLERS))
+
+    def create(self, *names: str) -> "V1Group":
+        group = self.group(*names)
+        for path in group.paths:
+            path.mkdir(parents=True, exist_ok=True)
+        return group
+
+    def children(self, *names: str) -> list[str]:
+        found = {child for c in _V1_CONTROLLERS for child in _children(self.root.joinpath(c, self.name, *names))}
+        return sorted(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class V1Group:
+    """The same path in each controller's tree."""
+
+    paths: Sequence[pathlib.Path]
+
+    def _of(self, controller: str) -> pathlib.Path:
+        return self.paths[_V1_CONTROLLERS.index(controller)]
+
+    def limit(self, limits: resources.Resources) -> None:
+        memory = self._of("memory")
+        _write(memory / "memory.limit_in_bytes", str(limits.memory_bytes))
+        swap = memory / "memory.memsw.limit_in_bytes"  # absent without swap accounting
+        if swap.exists():
+            _write(swap, str(limits.memory_bytes))
+        _write(self._of("cpu") / "cpu.cfs_quota_us", str(int(limits.cpu_count * _CPU_PERIOD_US)))
+        _write(self._of("pids") / "pids.max", str(limits.pids))
+
+    def open_join(self) -> list[int]:
+        # `tasks` and not `cgroup.procs`: moving one thread, oneself, needs no global lock, so it takes microseconds.
+        return [os.open(path / "tasks", os.O_WRONLY | os.O_CLOEXEC) for path in self.paths]
+
+    def pids(self) -> list[int]:
+        return [int(line) for line in (self._of("pids") / "cgroup.procs").read_text().split()]
+
+    def usage(self) -> resources.Usage:
+        memory = self._of("memory")
+        return resources.Usage(
+            cpu_seconds=_number(self._of("cpuacct") / "cpuacct.usage") / 1e9,
+            memory_bytes=_number(memory / "memory.usage_in_bytes"),
+            memory_cache_bytes=_field(memory / "memory.stat", "total_inactive_file"),
+            pids=_number(self._of("pids") / "pids.current"),
+            oom_kills=_field(memory / "memory.oom_control", "oom_kill"),
+        )
+
+    def remove(self) -> None:
+        for path in self.paths:
+            _remove_tree(path)
+
+
+@dataclasses.dataclass(frozen=True)
+class V2:
+    """cgroup v2: one tree."""
+
+    root: pathlib.Path
+    name: str
+    version: int = 2
+
+    def group(self, *names: str) -> "V2Group":
+        return V2Group(self.root.joinpath(self.name, *names))
+
+    def create(self, *names: str) -> "V2Group":
+        group = self.group(*names)
+        # A controller must be passed on by every directory above (cgroups(7), "no internal processes": ours have none).
+        at = self.root
+        for part in (self.name, *names):
+            enabled = (at / "cgroup.subtree_control").read_text().split()
+            wanted = [f"+{c}" for c in _V2_CONTROLLERS if c not in enabled]
+            if wanted:
+                _write(at / "cgroup.subtree_control", " ".join(wanted))
+            at = at / part
+            at.mkdir(exist_ok=True)
+        return group
+
+    def children(self, *names: str) -> list[str]:
+        return _children(self.root.joinpath(self.name, *names))
+
+
+@dataclasses.dataclass(frozen=True)
+class V2Group:
+    """One directory."""
+
+    path: pathlib.Path
+
+    def limit(self, limits: resources.Resources) -> None:
+        _write(self.path / "memory.max", str(limits.memory_bytes))
+        swap = self.path / "memory.swap.max"  # absent without swap accounting
+        if swap.exists():
+            _write(swap, "0")
+        _write(self.path / "cpu.max", f"{int(limits.cpu_count * _CPU_PERIOD_US)} {_CPU_PERIOD_US}")
+        _write(self.path / "pids.max", str(limits.pids))
+
+    def open_join(self) -> list[int]:
+        return [os.open(self.path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)]
+
+    def pids(self) -> list[int]:
+        return [int(line) for line in (self.path / "cgroup.procs").read_text().split()]
+
+    def usage(self) -> resources.Usage:
+        return resources.Usage(
+            cpu_seconds=_field(self.path / "cpu.stat", "usage_usec") / 1e6,
+            memory_bytes=_number(self.path / "memory.current"),
+            memory_cache_bytes=_field(self.path / "memory.stat", "inactive_file"),
+            pids=_number(self.path / "pids.current"),
+            oom_kills=_field(self.path / "memory.events", "oom_kill"),
+        )
+
+    def remove(self) -> None:
+        _remove_tree(self.path)
