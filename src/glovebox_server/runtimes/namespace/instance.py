@@ -1,0 +1,102 @@
+"""A sandbox of the namespace runtime, as the server holds it: a pidfd of its process 1, its control group, its socket."""
+
+import asyncio
+import contextlib
+import os
+import pathlib
+import signal
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from glovebox import errors
+from glovebox_server.linux import cgroups, processes
+from glovebox_server.model import ids, resources
+from glovebox_server.runtimes.namespace import zygotes
+
+_DEATH_TIMEOUT_S = 30.0
+
+
+class NamespaceInstance:
+    """See contract.runtime.Instance."""
+
+    def __init__(
+        self,
+        sandbox_id: ids.SandboxId,
+        boundary: str,
+        identity: processes.Identity,
+        socket_path: pathlib.Path,
+        group: cgroups.Group | None,
+        record: Mapping[str, Any],
+        on_gone: Callable[[], None],
+    ) -> None:
+        self.sandbox_id = sandbox_id
+        self.boundary = boundary
+        self._socket_path = socket_path
+        self._group = group
+        self._record = record
+        self._on_gone = on_gone
+        self._pidfd = processes.open_pidfd(identity)
+        self._ended = asyncio.get_running_loop().create_future()
+        self._cleaned = False
+        asyncio.get_running_loop().add_reader(self._pidfd, self._process_ended)
+
+    def record(self) -> Mapping[str, Any]:
+        return self._record
+
+    def _process_ended(self) -> None:
+        """Process 1 is gone, and with it, by the kernel's doing, every process of its pid namespace."""
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        if not self._ended.done():
+            self._ended.set_result(self._reason())
+
+    def _reason(self) -> str:
+        with contextlib.suppress(OSError, ValueError):
+            if self._group is not None and self._group.usage().oom_kills:
+                return "its guest agent ended; processes of the sandbox were killed for memory"
+        return "its guest agent ended"
+
+    async def open_link(self) -> socket.socket:
+        if self._ended.done():
+            raise errors.SandboxGoneError("the sandbox has ended")
+        try:
+            return zygotes.connect(self._socket_path, socket.SOCK_STREAM)
+        except OSError as error:
+            raise errors.SandboxGoneError("the sandbox's guest agent cannot be reached") from error
+
+    async def usage(self) -> resources.Usage:
+        if self._group is None:
+            raise errors.UnsupportedError("usage is not measured: this host gives us no control group")
+        try:
+            return self._group.usage()
+        except OSError as error:
+            raise errors.SandboxGoneError("the sandbox has ended") from error
+
+    async def wait(self) -> str:
+        return str(await asyncio.shield(self._ended))
+
+    async def destroy(self) -> None:
+        if self._cleaned:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            # Safety: a pidfd cannot mean another process. SIGKILL to process 1 of the pid namespace ends them all, and
+            # its exit is reported only when they are gone.
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        async with asyncio.timeout(_DEATH_TIMEOUT_S):
+            await asyncio.shield(self._ended)
+        if not self._cleaned:
+            self._cleaned = True
+            self.release()
+            try:
+                if self._group is not None:
+                    self._group.remove()
+            finally:
+                self._socket_path.unlink(missing_ok=True)
+                self._on_gone()
+
+    def release(self) -> None:
+        """Let go of the descriptor; the sandbox lives on."""
+        if self._pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
