@@ -1,0 +1,392 @@
+"""Decides the life of every sandbox: create, extend, kill, expire; quotas; what a restart finds."""
+
+import asyncio
+import contextlib
+import dataclasses
+import datetime as dt
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import structlog
+
+from glovebox import errors
+from glovebox_server import audit as audit_trail
+from glovebox_server import telemetry as metrics
+from glovebox_server.contract import clock, guest, node, store
+from glovebox_server.manager import (
+    audited,
+    housekeeping,
+    idempotency,
+    journal,
+    lives,
+    quota,
+    reaper,
+    reconcile,
+    watcher,
+)
+from glovebox_server.model import ids, lifecycle, resources, sandbox, template
+from glovebox_server.policy import limits
+
+T = TypeVar("T")
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class CreateRequest:
+    """What a caller asks for."""
+
+    template: str
+    timeout_s: int
+    metadata: Mapping[str, str]
+    env: Mapping[str, str]
+    auto_pause: bool = False
+    idempotency_key: str | None = None
+
+
+class Sandboxes:
+    """All sandboxes of this server. One per process; every method belongs to the event loop's thread."""
+
+    def __init__(
+        self,
+        store: store.Store,
+        node: node.Node,
+        clock: clock.Clock,
+        settings: limits.Limits,
+        audit: audit_trail.AuditLog,
+        telemetry: metrics.Telemetry,
+        templates: Mapping[str, template.Template],  # by every name and id
+    ) -> None:
+        self._store = store
+        self._node = node
+        self._clock = clock
+        self._limits = settings
+        self._audit = audit
+        self._telemetry = telemetry
+        self._templates = templates
+        self._lives = lives.Lives(store, node, clock, audit, telemetry)
+        self._once = idempotency.Once(store, clock)
+        self._reaper = reaper.Reaper(clock, self._due)
+        keep = dt.timedelta(hours=settings.keep_records_hours)
+        self._housekeeping = housekeeping.Housekeeping(self._lives, store, clock, telemetry, keep)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closing = False
+
+    async def start(self) -> None:
+        """Start the node, take back what an earlier server left, and start killing what is due."""
+        await self._node.start(self._on_ended)
+        for sandbox_id in await reconcile.reconcile(self._lives, self._store, self._node, self._clock.now()):
+            self._reaper.retry(sandbox_id)
+        for life in self._lives:
+            if life.box.state is lifecycle.State.RUNNING:
+                self._schedule(life)
+        self._reaper.start()
+        self._housekeeping.start()
+
+    async def create(self, request: CreateRequest, key: store.ApiKey) -> sandbox.Sandbox:
+        """Make one, ready for use.
+
+        Raises InvalidRequestError, UnsupportedError, TemplateNotFoundError, QuotaExceededError, CapacityError,
+        ConflictError (the idempotency key was used for something else).
+        """
+        self._check(request)
+        if request.idempotency_key is None:
+            return await self._create_unless_left(request, key)
+        digest = idempotency.request_hash(
+            request.template, request.timeout_s, dict(request.metadata), dict(request.env), request.auto_pause
+        )
+        box = await self._once.run(
+            key.tenant,
+            request.idempotency_key,
+            digest,
+            lambda: self._create(self._admit(request, key, digest), request),
+        )
+        life = self._lives.get(box.sandbox_id)
+        return box if life is None else life.box
+
+    async def get(self, sandbox_id: ids.SandboxId, tenant: ids.TenantId | None) -> sandbox.Sandbox:
+        """One that the tenant can see (None: an admin, sees all); else SandboxNotFoundError."""
+        return self._visible(sandbox_id, tenant).box
+
+    async def list(
+        self,
+        tenant: ids.TenantId | None,
+        *,
+        states: Sequence[lifecycle.State] | None = None,
+        started_after: dt.datetime | None = None,
+        template: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        page: store.Page | None = None,
+    ) -> Sequence[sandbox.Sandbox]:
+        """Those the tenant can see and that match all that is given. `template` is an id or a name."""
+        template_id = template
+        if template is not None and template in self._templates:
+            template_id = self._templates[template].template_id
+        return await self._store.list_sandboxes(
+            tenant=tenant,
+            states=sorted(lifecycle.VISIBLE if states is None else lifecycle.VISIBLE.intersection(states)),
+            started_after=started_after,
+            template_id=template_id,
+            metadata=dict(metadata or {}),
+            page=page,
+        )
+
+    async def count_running(self, tenant: ids.TenantId | None) -> int:
+        """How many run now."""
+        return sum(tenant is None or box.tenant == tenant for box in self.live_all())
+
+    async def connect(self, sandbox_id: ids.SandboxId, tenant: ids.TenantId | None, timeout_s: int) -> sandbox.Sandbox:
+        """See that it lives for `timeout_s` from now at least: the end is only ever moved away."""
+        limits.check_timeout(timeout_s, self._limits, zero_allowed=True)
+        life = self._visible(sandbox_id, tenant)
+        if self._clock.monotonic() + timeout_s > life.deadline:
+            await self._finished(self._move_end(life, timeout_s, only_later=True))
+        return life.box
+
+    async def set_timeout(self, sandbox_id: ids.SandboxId, tenant: ids.TenantId | None, timeout_s: int) -> None:
+        """Let it end `timeout_s` from now, sooner or later than before; 0 ends it before this returns."""
+        limits.check_timeout(timeout_s, self._limits, zero_allowed=True)
+        life = self._visible(sandbox_id, tenant)
+        if timeout_s == 0:
+            await self._finished(self._end(life, "timeout"))
+        else:
+            await self._finished(self._move_end(life, timeout_s, only_later=False))
+
+    async def kill(self, sandbox_id: ids.SandboxId, tenant: ids.TenantId | None) -> None:
+        """End it; nothing is left of it when this returns. SandboxNotFoundError when unknown or already ended."""
+        life = self._visible(sandbox_id, tenant)
+        await self._finished(self._end(life, "requested"))
+
+    def live(self, sandbox_id: ids.SandboxId) -> sandbox.Sandbox:
+        """One that runs now, from memory (for the data plane); else SandboxNotFoundError."""
+        return self._running(sandbox_id).box
+
+    def live_all(self) -> Iterable[sandbox.Sandbox]:
+        """All that run now, from memory."""
+        return [life.box for life in self._lives if life.box.state is lifecycle.State.RUNNING]
+
+    def ended(self, sandbox_id: ids.SandboxId) -> asyncio.Event:
+        """Set as soon as the sandbox begins to end (set already for an unknown one): time to cut its connections."""
+        life = self._lives.get(sandbox_id)
+        if life is not None:
+            return life.ended
+        event = asyncio.Event()
+        event.set()
+        return event
+
+    def guest(self, sandbox_id: ids.SandboxId) -> guest.Guest:
+        """Its guest agent's face, audited. SandboxNotFoundError when it does not run."""
+        life = self._running(sandbox_id)
+        if life.guest_face is None:
+            notes = watcher.Watcher(life.box, self._clock, self._audit, self._telemetry, life.journal, life.activity)
+            life.guest_face = audited.AuditedGuest(self._node.guest(sandbox_id), notes)
+        return life.guest_face
+
+    async def usage(self, sandbox_id: ids.SandboxId, tenant: ids.TenantId | None) -> resources.Usage:
+        """What it uses now, measured from outside."""
+        return await self._node.usage(self._visible(sandbox_id, tenant).box.sandbox_id)
+
+    def journal(self, sandbox_id: ids.SandboxId) -> Sequence[journal.JournalEntry]:
+        """What happened to it lately, oldest first; for a while after its end too. The caller checks whose it is."""
+        found = self._lives.journal(sandbox_id)
+        if found is None:
+            raise errors.SandboxNotFoundError(sandbox_id)
+        return found.entries()
+
+    async def close(self, *, destroy: bool) -> None:
+        """Stop deciding. With `destroy` every sandbox ends; else they go on, for the next server."""
+        self._closing = True
+        await self._once.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._reaper.close()
+        await self._housekeeping.close()
+        if destroy:
+            for outcome in await asyncio.gather(
+                *(self._end(life, "shutdown") for life in self._lives), return_exceptions=True
+            ):
+                if isinstance(outcome, Exception):
+                    _log.error("sandbox not ended at shutdown", error=repr(outcome)[:500])
+        await self._node.close(destroy=destroy)
+
+    # Creating
+
+    def _check(self, request: CreateRequest) -> None:
+        limits.check_timeout(request.timeout_s, self._limits)
+        limits.check_metadata(request.metadata, self._limits)
+        limits.check_env(request.env, self._limits)
+        if request.auto_pause:
+            raise errors.UnsupportedError(
+                "autoPause: this version of Glovebox cannot pause sandboxes yet; leave it out, and the timeout kills"
+            )
+        if request.template not in self._templates:
+            raise errors.TemplateNotFoundError(request.template)
+
+    def _admit(self, request: CreateRequest, key: store.ApiKey, request_hash: str | None) -> lives.Life:
+        """Take its place. Waits for nothing, so that two requests never get the last one."""
+        if self._closing:
+            raise errors.CapacityError("the server is stopping")
+        quota.check((life.box for life in self._lives), key, self._limits)
+        chosen = self._templates[request.template]
+        now = self._clock.now()
+        box = sandbox.Sandbox(
+            sandbox_id=ids.new_sandbox_id(),
+            tenant=key.tenant,
+            template_id=chosen.template_id,
+            alias=chosen.names[0] if chosen.names else None,
+            state=lifecycle.State.CREATING,
+            started_at=now,
+            end_at=now + dt.timedelta(seconds=request.timeout_s),
+            metadata=dict(request.metadata),
+            env=dict(request.env),
+            access_token=ids.new_access_token(),
+            resources=chosen.resources,
+            runtime=chosen.runtime,
+            node=self._node.name,
+            key_id=key.key_id,
+            idempotency_key=request.idempotency_key,
+            request_hash=request_hash,
+        )
+        return self._lives.open(box, stored=False)
+
+    async def _create_unless_left(self, request: CreateRequest, key: store.ApiKey) -> sandbox.Sandbox:
+        life = self._admit(request, key, None)
+        try:
+            return await self._finished(self._create(life, request))
+        except asyncio.CancelledError:
+            # The caller is gone, and nobody else will ever know its id.
+            self._spawn(self._end(life, "requested"))
+            raise
+
+    async def _create(self, life: lives.Life, request: CreateRequest) -> sandbox.Sandbox:
+        started = self._clock.monotonic()
+        async with life.lock:
+            try:
+                await self._lives.write(life)  # before there is anything that could leak
+                await self._make(life, request)
+                self._audit.record(
+                    audit_trail.Record(
+                        "sandbox.create",
+                        sandbox_id=life.box.sandbox_id,
+                        user_id=life.box.key_id,
+                        duration_ms=(self._clock.monotonic() - started) * 1000,
+                        detail={"template": life.box.template_id, "boundary": life.box.boundary},
+                    )
+                )
+            except BaseException as error:
+                life.journal.add("sandbox failed", level="error")
+                _log.warning("sandbox failed", sandbox_id=life.box.sandbox_id, error=repr(error)[:500])
+                with contextlib.suppress(Exception):  # it is logged, and will be tried again
+                    await self._end_or_retry(life, "failed")
+                raise
+        self._telemetry.started(life.box.runtime, self._clock.monotonic() - started)
+        self._schedule(life)
+        return life.box
+
+    async def _make(self, life: lives.Life, request: CreateRequest) -> None:
+        box = life.box
+        spec = sandbox.SandboxSpec(
+            sandbox_id=box.sandbox_id,
+            template_id=box.template_id,
+            resources=box.resources,
+            env=box.env,
+            hostname=box.sandbox_id,
+        )
+        made = await self._node.create(spec, box.runtime)
+        await self._lives.advance(
+            life,
+            lifecycle.Event.STARTED,
+            timeout_s=request.timeout_s,  # it counts from when the caller can use it
+            boundary=made.boundary,
+            instance=made.record,
+        )
+
+    # Ending
+
+    async def _end(self, life: lives.Life, reason: str, detail: str | None = None) -> None:
+        async with life.lock:
+            await self._end_or_retry(life, reason, detail)
+
+    async def _end_or_retry(self, life: lives.Life, reason: str, detail: str | None = None) -> None:
+        try:
+            await self._lives.end(life, reason, detail)
+        except Exception as error:
+            _log.error("sandbox not ended", sandbox_id=life.box.sandbox_id, error=repr(error)[:500])
+            self._reaper.retry(life.box.sandbox_id)
+            raise
+        self._reaper.cancel(life.box.sandbox_id)
+
+    async def _on_ended(self, sandbox_id: ids.SandboxId, reason: str) -> None:
+        """The node's word that an instance has died. The node is not kept waiting: it may hold what ending needs."""
+        life = self._lives.get(sandbox_id)
+        # A node that lets go of its instances may take that for their end; the next server will see for itself.
+        if life is not None and not self._closing:
+            self._spawn(self._end(life, "died", reason))
+
+    async def _due(self, sandbox_id: ids.SandboxId) -> None:
+        """The reaper's call: it is time to look at this sandbox."""
+        life = self._lives.get(sandbox_id)
+        if life is None:
+            return
+        async with life.lock:
+            if life.box.state is lifecycle.State.RUNNING and self._next_look(life) > self._clock.monotonic():
+                self._schedule(life)
+                return
+            expired = life.deadline <= self._clock.monotonic()
+            reason = "timeout" if expired else "idle"
+            if life.box.state is lifecycle.State.CREATING:
+                reason = "failed"
+            await self._lives.end(life, reason)
+        self._reaper.cancel(sandbox_id)
+
+    def _schedule(self, life: lives.Life) -> None:
+        self._reaper.schedule(life.box.sandbox_id, self._next_look(life))
+
+    def _next_look(self, life: lives.Life) -> float:
+        """When it is to be killed, as things stand."""
+        idle_s = self._limits.idle_timeout_s
+        if idle_s is None:
+            return life.deadline
+        since = self._clock.monotonic() if life.activity.calls else life.activity.last
+        return min(life.deadline, since + idle_s)
+
+    async def _move_end(self, life: lives.Life, timeout_s: int, *, only_later: bool) -> None:
+        async with life.lock:
+            if life.box.state is not lifecycle.State.RUNNING:  # it ended while we waited
+                raise errors.SandboxNotFoundError(life.box.sandbox_id)
+            if only_later and self._clock.monotonic() + timeout_s <= life.deadline:
+                return
+            await self._lives.write(life, timeout_s=timeout_s)
+            self._schedule(life)
+
+    # Finding
+
+    def _visible(self, sandbox_id: ids.SandboxId, tenant: ids.TenantId | None) -> lives.Life:
+        life = self._lives.get(sandbox_id)
+        if life is None or life.box.state not in lifecycle.VISIBLE or tenant not in (None, life.box.tenant):
+            raise errors.SandboxNotFoundError(sandbox_id)
+        return life
+
+    def _running(self, sandbox_id: ids.SandboxId) -> lives.Life:
+        life = self._lives.get(sandbox_id)
+        if life is None or life.box.state is not lifecycle.State.RUNNING:
+            raise errors.SandboxNotFoundError(sandbox_id)
+        return life
+
+    # Tasks
+
+    async def _finished(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do it to the end, even when the caller stops waiting: half a change is worse than one nobody sees."""
+        return await asyncio.shield(self._spawn(work))
+
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        with contextlib.suppress(asyncio.CancelledError):
+            error = task.exception()
+            if error is not None and not isinstance(error, errors.GloveboxError):
+                _log.error("sandbox task failed", error=repr(error)[:500])

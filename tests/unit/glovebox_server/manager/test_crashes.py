@@ -1,0 +1,217 @@
+"""The server dies between any two steps; the next one must find its way. Then the same at random, for long."""
+
+import asyncio
+
+import pytest
+from hypothesis import settings, stateful
+from hypothesis import strategies as st
+
+from glovebox import errors
+from glovebox_server.model import lifecycle
+from tests.support import manager_fakes as fakes
+
+KEY, REQUEST = fakes.KEY, fakes.REQUEST
+
+
+async def assert_consistent(world, server):
+    """Memory, store and host say the same, and nothing is half-way."""
+    stored = await world.store.list_sandboxes()
+    assert {box.state for box in stored} <= {lifecycle.State.RUNNING, lifecycle.State.KILLED}
+    running = {box.sandbox_id for box in stored if box.state is lifecycle.State.RUNNING}
+    assert running == set(world.instances) == {box.sandbox_id for box in server.live_all()}
+
+
+@pytest.mark.parametrize("after_effect", [False, True])
+@pytest.mark.parametrize("steps", range(1, 14))
+async def test_killed_at_any_step(steps, after_effect):
+    world = fakes.World()
+    mortal = fakes.Mortal(steps, after_effect=after_effect)
+    told = set()  # what callers believe to run
+    server = world.server(mortal)
+    try:
+        await server.start()
+        for _ in range(2):
+            told.add((await server.create(REQUEST, KEY)).sandbox_id)
+        kept, killed = sorted(told)
+        await server.set_timeout(kept, None, 600)
+        told.discard(killed)
+        await server.kill(killed, None)
+        assert steps > 11, "the scenario has more steps than that"
+    except fakes.Crash:
+        pass
+    mortal.dead = True
+    server._reaper._loop.cancel() if server._reaper._loop else None  # the process is gone, and its tasks with it
+    await server._housekeeping.close()
+
+    later = world.server()
+    await later.start()
+    await assert_consistent(world, later)
+    assert told <= set(world.instances)
+    await world.clock.advance(600)
+    assert world.instances == {}
+    await assert_consistent(world, later)
+    await later.close(destroy=False)
+
+
+async def test_restart_adopts_what_lives_and_ends_the_rest(world, server):
+    kept, lost, expired = [(await server.create(REQUEST, KEY)).sandbox_id for _ in range(3)]
+    await server.set_timeout(expired, None, 10)
+    await server.close(destroy=False)
+    assert world.node.closed is False
+    del world.instances[lost]
+    world.instances["i" + "x" * 19] = {}  # of which no row speaks
+    world.clock.elapsed += 20
+
+    later = world.server()
+    await later.start()
+    assert set(world.instances) == {kept}
+    assert (await world.store.get_sandbox(lost)).end_reason == "lost"
+    assert (await world.store.get_sandbox(expired)).end_reason == "timeout"
+    assert later.journal(kept)[-1].message == "sandbox adopted"
+    await world.clock.advance(280)
+    assert world.instances == {}
+    await later.close(destroy=False)
+
+
+async def test_adopted_at_once_but_not_all_at_once(world, server):
+    ids = {(await server.create(REQUEST, KEY)).sandbox_id for _ in range(50)}
+    await server.close(destroy=False)
+    later = world.server()
+    open_now, most = 0, 0
+    adopt = world.node.adopt
+
+    async def counted(*args):
+        nonlocal open_now, most
+        open_now += 1
+        most = max(most, open_now)
+        try:
+            return await adopt(*args)
+        finally:
+            open_now -= 1
+
+    world.node.adopt = counted
+    await later.start()
+    assert set(world.instances) == ids
+    assert 1 < most <= 16
+    await later.close(destroy=True)
+
+
+async def test_a_broken_adoption_is_a_loss_not_a_stop(world, server):
+    box = await server.create(REQUEST, KEY)
+    await server.close(destroy=False)
+    later = world.server()
+    world.node.fail["adopt"] = OSError("no such cgroup")
+    await later.start()
+    assert world.instances == {}
+    assert (await world.store.get_sandbox(box.sandbox_id)).end_reason == "lost"
+    await later.close(destroy=False)
+
+
+async def test_what_cannot_be_ended_at_start_is_ended_later(world, server):
+    box = await server.create(REQUEST, KEY)
+    await server.close(destroy=False)
+    world.clock.elapsed += 1000
+    later = world.server()
+    world.node.fail["destroy"] = OSError("busy")
+    await later.start()
+    assert (await world.store.get_sandbox(box.sandbox_id)).state == "killing"
+    await world.clock.advance(1)
+    assert (await world.store.get_sandbox(box.sandbox_id)).state == "killed"
+    await later.close(destroy=False)
+
+
+class Host(stateful.RuleBasedStateMachine):
+    """Callers, time, deaths, failures and restarts in any order."""
+
+    def __init__(self):
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.world = fakes.World(max_sandboxes_per_key=5)
+        self.ends = {}  # what must run, until when
+        self.run(self.boot())
+
+    def run(self, work):
+        async def bounded():
+            result = await work
+            await fakes.settle()
+            return result
+
+        return self.loop.run_until_complete(asyncio.wait_for(bounded(), 5))
+
+    async def boot(self):
+        self.server = self.world.server()
+        await self.server.start()
+
+    @stateful.rule(timeout_s=st.integers(1, 100))
+    def create(self, timeout_s):
+        request = fakes.sandboxes.CreateRequest("base", timeout_s, {}, {})
+        try:
+            box = self.run(self.server.create(request, KEY))
+        except errors.QuotaExceededError:
+            assert len(self.ends) == 5
+        else:
+            self.ends[box.sandbox_id] = self.world.clock.elapsed + timeout_s
+
+    @stateful.rule(error=st.sampled_from([errors.CapacityError("full"), OSError("broken")]))
+    def create_fails(self, error):
+        if len(self.ends) < 5:
+            self.world.node.fail["create"] = error
+            with pytest.raises(type(error)):
+                self.run(self.server.create(REQUEST, KEY))
+
+    @stateful.precondition(lambda self: self.ends)
+    @stateful.rule(data=st.data())
+    def kill(self, data):
+        sandbox_id = data.draw(st.sampled_from(sorted(self.ends)))
+        self.run(self.server.kill(sandbox_id, KEY.tenant))
+        del self.ends[sandbox_id]
+
+    @stateful.precondition(lambda self: self.ends)
+    @stateful.rule(data=st.data())
+    def die(self, data):
+        sandbox_id = data.draw(st.sampled_from(sorted(self.ends)))
+        self.run(self.world.node.die(sandbox_id))
+        del self.ends[sandbox_id]
+
+    @stateful.precondition(lambda self: self.ends)
+    @stateful.rule(data=st.data(), timeout_s=st.integers(0, 100), connect=st.booleans())
+    def move_end(self, data, timeout_s, connect):
+        sandbox_id = data.draw(st.sampled_from(sorted(self.ends)))
+        end = self.world.clock.elapsed + timeout_s
+        if connect:
+            self.run(self.server.connect(sandbox_id, KEY.tenant, timeout_s))
+            end = max(end, self.ends[sandbox_id])
+        else:
+            self.run(self.server.set_timeout(sandbox_id, KEY.tenant, timeout_s))
+        self.ends[sandbox_id] = end
+        self.expire()
+
+    @stateful.rule(seconds=st.integers(1, 60))
+    def pass_time(self, seconds):
+        self.run(self.world.clock.advance(seconds))
+        self.expire()
+
+    @stateful.rule(destroy=st.booleans(), seconds=st.integers(0, 30))
+    def restart(self, destroy, seconds):
+        self.run(self.server.close(destroy=destroy))
+        if destroy:
+            self.ends.clear()
+        self.world.clock.elapsed += seconds
+        self.run(self.boot())
+        self.expire()
+
+    def expire(self):
+        self.ends = {key: end for key, end in self.ends.items() if end > self.world.clock.elapsed}
+
+    @stateful.invariant()
+    def consistent(self):
+        self.run(assert_consistent(self.world, self.server))
+        assert set(self.world.instances) == set(self.ends)
+
+    def teardown(self):
+        self.run(self.server.close(destroy=True))
+        self.loop.close()
+
+
+Host.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestHost = Host.TestCase
