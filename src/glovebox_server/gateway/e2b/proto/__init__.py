@@ -1,0 +1,1 @@
+"""The envd messages: generated from the .proto files here by `make proto`."""
