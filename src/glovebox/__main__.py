@@ -1,0 +1,5 @@
+"""`python -m glovebox` is the `glovebox` command."""
+
+from glovebox import main
+
+main.main()
