@@ -9,9 +9,6 @@ import asyncio
 import selectors
 from typing import Any, Set
 
-# asyncio keeps these to itself, under the same names from Python 3.4 to 3.14; `supported` looks.
-_PRIVATE = ("_selector", "_ssock", "_csock", "_internal_fds", "_make_self_pipe")
-
 
 class Loop(asyncio.SelectorEventLoop):
     """A selector loop; call `renew` in the child, first of all, while it has no readers, writers or tasks yet."""
@@ -21,7 +18,7 @@ class Loop(asyncio.SelectorEventLoop):
 
     def renew(self) -> None:
         """Let go of the epoll instance and the socket pair that the parent has too, and make new ones."""
-        own: Any = self  # its private attributes are in no type stub
+        own: Any = self  # what asyncio keeps to itself, under the same names from Python 3.4 to 3.14
         own._selector.close()  # only our descriptor: the parent's epoll keeps what it has
         own._selector = selectors.EpollSelector()
         for end in (own._ssock, own._csock):
@@ -33,12 +30,3 @@ class Loop(asyncio.SelectorEventLoop):
         """What must stay open for the loop to go on."""
         own: Any = self
         return {own._selector.fileno(), own._ssock.fileno(), own._csock.fileno()}
-
-
-def supported() -> bool:
-    """Whether this Python's loop is built as `renew` takes it to be."""
-    loop = Loop()
-    try:
-        return all(hasattr(loop, name) for name in _PRIVATE)
-    finally:
-        loop.close()

@@ -174,11 +174,7 @@ def _zygote(plan: Plan, failed: int) -> None:
             os.set_inheritable(fd, True)
         os.set_inheritable(failed, False)
         _close_all_but(keep)
-        config = {
-            "control_fd": plan.control_fd,
-            "warm_modules": plan.warm_modules,
-            "layers": [t for _, t in plan.layers],
-        }
+        config = {"control_fd": plan.control_fd, "warm_modules": plan.warm_modules}
         code = (
             f"import sys; sys.path.insert(0, {plan.archive!r})\n"
             "from glovebox_server.runtimes.namespace import zygote\nzygote.main()"

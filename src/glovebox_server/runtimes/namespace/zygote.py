@@ -9,7 +9,6 @@ control socket. Messages on it are JSON, one to a packet; descriptors ride along
                        ▶ nothing; the new process itself says {"ready": true} or {"error": ...} on `report`, where it
                          is handed the other descriptors: control groups, layers, /dev, network
     {"op": "kill", "sandbox_id"}                       ▶ {"ok": true}
-    {"op": "exit"}                                     the zygote ends, and with it (process 1) every sandbox
 
 It runs one thread and one loop, forks, and never waits for what it forked. Python 3.9+, standard library.
 """
@@ -23,7 +22,6 @@ import selectors
 import signal
 import socket
 import sys
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -117,8 +115,6 @@ class Zygote:
             self._answer(request, {"ok": True})
         elif op == "ping":
             self._answer(request, {"ok": True, "sandboxes": sorted(self._children.values())})
-        elif op == "exit":
-            os._exit(0)
         else:
             raise ValueError(f"unknown op {op!r}")
 
@@ -297,8 +293,6 @@ def _become_sandbox(
     except BaseException as error:
         # Work ends here: whatever it was, this process must not go on as a second zygote.
         _report(report, {"error": f"{type(error).__name__}: {error}"})
-        if os.environ.get("GLOVEBOX_DEBUG"):
-            traceback.print_exc()
     finally:
         os._exit(1)
 

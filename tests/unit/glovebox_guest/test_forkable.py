@@ -1,0 +1,96 @@
+"""A loop made before a fork works after it, on both sides, and nothing passes between them."""
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Callable
+
+from glovebox_guest import forkable
+
+
+def in_child(work: Callable[[], object]) -> str:
+    """What `work` returned in a fork of this process, as text."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.write(write, repr(work()).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with open(read) as file:
+        said = file.read()
+    assert os.waitpid(pid, 0)[1] == 0
+    return said
+
+
+async def _exchange() -> bytes:
+    """Uses readers, and waking by a signal: all that `renew` makes anew."""
+    loop = asyncio.get_running_loop()
+    mine, theirs = socket.socketpair()
+    with mine, theirs:
+        mine.setblocking(False)
+        woken = asyncio.Event()
+        loop.add_signal_handler(signal.SIGUSR1, woken.set)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        await asyncio.wait_for(woken.wait(), 5)
+        loop.remove_signal_handler(signal.SIGUSR1)
+        theirs.send(b"heard")
+        return await asyncio.wait_for(loop.sock_recv(mine, 100), 5)
+
+
+def test_it_works_in_the_child_and_still_in_the_parent() -> None:
+    loop = forkable.Loop()
+    try:
+
+        def child() -> bytes:
+            loop.renew()
+            return loop.run_until_complete(_exchange())
+
+        assert in_child(child) == "b'heard'"
+        assert in_child(child) == "b'heard'"
+        assert loop.run_until_complete(_exchange()) == b"heard"
+    finally:
+        loop.close()
+
+
+def test_nothing_in_the_kernel_is_shared_after_renewal() -> None:
+    """Shared, one sandbox could wake or stall another's agent."""
+    loop = forkable.Loop()
+
+    def sockets() -> set[str]:
+        return {os.readlink(f"/proc/self/fd/{fd}") for fd in loop.descriptors()} - {"anon_inode:[eventpoll]"}
+
+    try:
+        parents = sockets()
+        assert len(parents) == 2
+
+        def child() -> tuple[bool, int]:
+            before = len(os.listdir("/proc/self/fd"))
+            loop.renew()
+            return sockets().isdisjoint(parents), len(os.listdir("/proc/self/fd")) - before
+
+        assert in_child(child) == "(True, 0)"
+    finally:
+        loop.close()
+
+
+def test_what_the_child_waits_for_is_not_added_to_the_parents_epoll() -> None:
+    loop = forkable.Loop()
+    mine, theirs = socket.socketpair()
+    try:
+
+        def child() -> None:
+            loop.renew()
+            loop.add_reader(mine.fileno(), lambda: None)
+
+        in_child(child)
+        (epoll,) = (fd for fd in loop.descriptors() if "eventpoll" in os.readlink(f"/proc/self/fd/{fd}"))
+        with open(f"/proc/self/fdinfo/{epoll}") as file:
+            watched = [int(line.split()[1]) for line in file if line.startswith("tfd:")]
+        assert mine.fileno() not in watched
+    finally:
+        mine.close()
+        theirs.close()
+        loop.close()
