@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Iterator
 
 import pytest
+from e2b_code_interpreter import Sandbox
 
 from tests.support import leaks, servers
 
@@ -36,3 +37,12 @@ def _sdk_environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
             for variable, value in request.getfixturevalue(name).environment.items():
                 monkeypatch.setenv(variable, value)
             return
+
+
+@pytest.fixture(scope="module")
+def sandbox(server: servers.Server) -> Iterator[Sandbox]:
+    """One sandbox for the tests of a module that do not end it."""
+    options = {"api_key": server.key, "api_url": server.url, "sandbox_url": server.url}
+    made = Sandbox.create(timeout=600, envs={"GLOBAL": "from create"}, **options)
+    yield made
+    made.kill()

@@ -4,7 +4,7 @@ import asyncio
 import concurrent.futures
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import e2b
 import pytest
@@ -12,14 +12,6 @@ import pytest_asyncio
 from e2b_code_interpreter import AsyncSandbox, Sandbox
 
 from tests.support import servers
-
-
-@pytest.fixture(scope="module")
-def sandbox(server: servers.Server) -> Iterator[Sandbox]:
-    options = {"api_key": server.key, "api_url": server.url, "sandbox_url": server.url}
-    made = Sandbox.create(timeout=300, envs={"GLOBAL": "from create"}, **options)
-    yield made
-    made.kill()
 
 
 @pytest_asyncio.fixture

@@ -3,7 +3,6 @@
 import datetime as dt
 import io
 import os
-from collections.abc import Iterator
 
 import e2b
 import httpx
@@ -11,14 +10,6 @@ import pytest
 from e2b_code_interpreter import AsyncSandbox, Sandbox
 
 from tests.support import servers
-
-
-@pytest.fixture(scope="module")
-def sandbox(server: servers.Server) -> Iterator[Sandbox]:
-    options = {"api_key": server.key, "api_url": server.url, "sandbox_url": server.url}
-    made = Sandbox.create(timeout=300, **options)
-    yield made
-    made.kill()
 
 
 @pytest.mark.parametrize("content", ["", "text ✓\n", "x" * 3_000_000])
