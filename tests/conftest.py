@@ -1,6 +1,7 @@
 """For all tests: where CI is set, everything a test needs is there, and a skip is a failure. After them nothing is left."""
 
 import os
+import signal
 from collections.abc import Generator
 from typing import Any
 
@@ -30,6 +31,8 @@ def pytest_make_collect_report() -> Generator[None, Any, Any]:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
+    # In the background of a script SIGINT is ignored, and all that a test starts would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     session.stash[_BEFORE] = leaks.snapshot()
 
 

@@ -18,6 +18,7 @@ ROUNDS = 20
 
 @pytest.mark.timeout(600)
 def test_killed_twenty_times_under_load(own_server: servers.Server) -> None:
+    before = leaks.cgroups_of_sandboxes()
     keep = [Sandbox.create(timeout=3600) for _ in range(5)]
     for number, box in enumerate(keep):
         box.run_code(f"state = {number}")
@@ -58,7 +59,11 @@ def test_killed_twenty_times_under_load(own_server: servers.Server) -> None:
     assert {box.sandbox_id for box in [*keep, *announced]} <= {item.sandbox_id for item in listed}
     for item in listed:
         assert Sandbox.kill(item.sandbox_id)
-    servers.wait_until(lambda: not leaks.cgroups_of_sandboxes(), 30)
+    servers.wait_until(
+        lambda: not leaks.cgroups_of_sandboxes() - before,
+        60,
+        lambda: f"{leaks.cgroups_of_sandboxes() - before}\n{own_server.log()[-8000:]}",
+    )
 
 
 def test_a_restart_ends_what_is_due_and_forgets_what_died(own_server: servers.Server) -> None:

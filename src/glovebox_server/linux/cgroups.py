@@ -6,10 +6,8 @@ Only directories that this module made are ever changed or removed.
 
 import contextlib
 import dataclasses
-import errno
 import os
 import pathlib
-import time
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -39,7 +37,11 @@ class Group(Protocol):
     def usage(self) -> resources.Usage: ...
 
     def remove(self) -> None:
-        """Remove it and all below it. Nothing happens when it is gone; OSError EBUSY while it has members."""
+        """Remove it and all below it. Nothing happens when it is gone.
+
+        OSError EBUSY while it has members; also for a moment after the last of them has ended and been waited for, as
+        the kernel takes a process out of its group only when it has left the processor for good.
+        """
 
 
 class Hierarchy(Protocol):
@@ -101,21 +103,11 @@ def _field(path: pathlib.Path, name: str) -> int:
 
 
 def _remove_tree(path: pathlib.Path) -> None:
-    """Remove a cgroup directory, children first. A group that has just lost its last member may be busy for a moment."""
+    """Remove a cgroup directory, children first."""
+    for child in _children(path):
+        _remove_tree(path / child)
     with contextlib.suppress(FileNotFoundError):
-        for child in [entry for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]:
-            _remove_tree(pathlib.Path(child.path))
-    for attempt in range(50):
-        try:
-            path.rmdir()
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            if error.errno != errno.EBUSY or attempt == 49:
-                raise
-            time.sleep(0.001)
-        else:
-            return
+        path.rmdir()
 
 
 def _children(path: pathlib.Path) -> list[str]:
@@ -170,7 +162,8 @@ class V1Group:
         return [os.open(path / "tasks", os.O_WRONLY | os.O_CLOEXEC) for path in self.paths]
 
     def pids(self) -> list[int]:
-        return [int(line) for line in (self._of("pids") / "cgroup.procs").read_text().split()]
+        # Of every tree: a process joins one after the other, and may be found half-way.
+        return sorted({int(pid) for path in self.paths for pid in (path / "cgroup.procs").read_text().split()})
 
     def usage(self) -> resources.Usage:
         memory = self._of("memory")

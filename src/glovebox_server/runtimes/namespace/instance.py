@@ -12,7 +12,7 @@ from typing import Any
 from glovebox import errors
 from glovebox_server.linux import cgroups, processes
 from glovebox_server.model import ids, resources
-from glovebox_server.runtimes.namespace import zygotes
+from glovebox_server.runtimes.namespace import groups, zygotes
 
 _DEATH_TIMEOUT_S = 30.0
 
@@ -84,15 +84,13 @@ class NamespaceInstance:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         async with asyncio.timeout(_DEATH_TIMEOUT_S):
             await asyncio.shield(self._ended)
-        if not self._cleaned:
+        if self._group is not None:
+            await groups.remove(self._group)
+        if not self._cleaned:  # by another call, meanwhile
+            self._socket_path.unlink(missing_ok=True)
             self._cleaned = True
             self.release()
-            try:
-                if self._group is not None:
-                    self._group.remove()
-            finally:
-                self._socket_path.unlink(missing_ok=True)
-                self._on_gone()
+            self._on_gone()
 
     def release(self) -> None:
         """Let go of the descriptor; the sandbox lives on."""

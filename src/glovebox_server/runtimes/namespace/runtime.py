@@ -14,7 +14,6 @@ import json
 import os
 import pathlib
 import shutil
-import signal
 import socket
 import struct
 from collections.abc import Collection, Mapping
@@ -26,7 +25,7 @@ from glovebox_server.linux import cgroups, processes, syscalls
 from glovebox_server.linux import seccomp as compiler
 from glovebox_server.model import ids, sandbox, template
 from glovebox_server.policy import seccomp
-from glovebox_server.runtimes.namespace import devices, instance, networks, probing, slots, waiting, zygotes
+from glovebox_server.runtimes.namespace import devices, groups, instance, networks, probing, slots, waiting, zygotes
 
 _READY_TIMEOUT_S = 20.0
 _SANDBOXES = "sandboxes"
@@ -111,7 +110,7 @@ class NamespaceRuntime:
         await self._let_go(key)
         await zygote.end()
         if self._hierarchy:
-            self._hierarchy.group(_ZYGOTES, key).remove()
+            await groups.remove(self._hierarchy.group(_ZYGOTES, key))
 
     async def _let_go(self, key: str) -> None:
         await self._slots.pop(key).close()
@@ -281,17 +280,17 @@ class NamespaceRuntime:
         for key in [key for key in self._zygotes if key not in self._current.values()]:
             if not set(await self._zygotes[key].sandboxes()) & set(keep):
                 await self._end_zygote(key)
-        self._forget_dead_zygotes()
+        await self._forget_dead_zygotes()
         return gone
 
-    def _forget_dead_zygotes(self) -> None:
+    async def _forget_dead_zygotes(self) -> None:
         for folder in self._zygote_dir.glob("*"):
             if folder.name not in self._zygotes:
                 shutil.rmtree(folder, ignore_errors=True)
         if self._hierarchy:
             for name in self._hierarchy.children(_ZYGOTES):
                 if name not in self._zygotes:
-                    self._hierarchy.group(_ZYGOTES, name).remove()
+                    await groups.remove(self._hierarchy.group(_ZYGOTES, name))
 
     async def _clear(self, sandbox_id: ids.SandboxId) -> None:
         """Leave nothing of a sandbox of which we hold no instance: half-made, or another server's."""
@@ -299,7 +298,7 @@ class NamespaceRuntime:
             with contextlib.suppress(errors.SandboxGoneError):
                 await zygote.kill(sandbox_id)
         if self._hierarchy:
-            await _empty(self._hierarchy.group(_SANDBOXES, sandbox_id))
+            await groups.remove(self._hierarchy.group(_SANDBOXES, sandbox_id))
         self._socket_path(sandbox_id).unlink(missing_ok=True)
 
     async def close(self, *, destroy: bool) -> None:
@@ -317,7 +316,7 @@ class NamespaceRuntime:
                 self._zygotes.pop(key).close()
         self._current.clear()
         if destroy and self._hierarchy:
-            self._hierarchy.group().remove()
+            await groups.remove(self._hierarchy.group())
 
     def _socket_path(self, sandbox_id: ids.SandboxId) -> pathlib.Path:
         return self._socket_dir / f"{sandbox_id}.sock"
@@ -351,27 +350,3 @@ async def _await_ready(report: socket.socket) -> int:
         if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
             return int(_CREDENTIALS.unpack(payload[: _CREDENTIALS.size])[0])
     raise errors.UnsupportedError("the kernel did not say who reported ready")
-
-
-async def _empty(group: cgroups.Group) -> None:
-    """Kill everything in a group of ours, and remove it."""
-    for _ in range(200):
-        try:
-            pids = group.pids()
-        except FileNotFoundError:
-            break
-        if not pids:
-            break
-        for pid in pids:
-            # Safety: these pids are members of a control group that we made for this one sandbox, and nothing else
-            # ever joins it. Should one end and its number be taken in the microseconds between, the group would no
-            # longer list it on the next turn; the pidfd is checked to be a member still.
-            with contextlib.suppress(ProcessLookupError):
-                fd = os.pidfd_open(pid)
-                try:
-                    if pid in group.pids():
-                        signal.pidfd_send_signal(fd, signal.SIGKILL)
-                finally:
-                    os.close(fd)
-        await asyncio.sleep(0.005)
-    group.remove()
