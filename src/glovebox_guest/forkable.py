@@ -1,8 +1,9 @@
 """An event loop that can be made before a fork and used after it.
 
 Making a loop and an agent runs a good deal of Python, and Python writes into every object that it touches: after a fork
-each such page must first be copied. Made in the zygote, they cost a sandbox's start nothing. What a loop shares with its
-parent through the kernel (its epoll instance, the socket pair by which it wakes itself) is made anew in the child.
+each such page must first be copied. Made in the zygote, they cost a sandbox's start nothing. What a loop has in the kernel
+(its epoll instance, the socket pair by which it wakes itself) goes to the child; the parent makes itself a new one for
+the next child, while this one is already on its way.
 """
 
 import asyncio
@@ -11,15 +12,15 @@ from typing import Any, Set
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """A selector loop; call `renew` in the child, first of all, while it has no readers, writers or tasks yet."""
+    """A selector loop. The parent calls `renew` after each fork, and never runs the loop before it has."""
 
     def __init__(self) -> None:
         super().__init__(selectors.EpollSelector())
 
     def renew(self) -> None:
-        """Let go of the epoll instance and the socket pair that the parent has too, and make new ones."""
+        """Leave the epoll instance and the socket pair to the child, and make new ones. Nothing else may be in the loop."""
         own: Any = self  # what asyncio keeps to itself, under the same names from Python 3.4 to 3.14
-        own._selector.close()  # only our descriptor: the parent's epoll keeps what it has
+        own._selector.close()  # only our descriptor: the child's goes on
         own._selector = selectors.EpollSelector()
         for end in (own._ssock, own._csock):
             end.close()

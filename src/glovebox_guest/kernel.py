@@ -16,7 +16,6 @@ import importlib
 import importlib.util
 import io
 import os
-import random
 import signal
 import socket
 import sys
@@ -36,7 +35,7 @@ from typing import (
     Sequence,
 )
 
-from glovebox_guest import child, context_link, users
+from glovebox_guest import at_fork, child, context_link, users
 
 if TYPE_CHECKING:  # it imports IPython
     from glovebox_guest import kernel_shell
@@ -141,6 +140,7 @@ class Start(NamedTuple):
 def run(start: Start) -> NoReturn:
     """Be a context. Called in a fresh fork of the agent; ends the process when the agent's end closes."""
     try:
+        at_fork.take_up()
         _leave_agent(start)
         warm()
         _Kernel(start.control).serve()
@@ -196,8 +196,7 @@ def _open_standard_streams() -> None:
 
 
 def _differ() -> None:
-    """What must not be the same in two forks of one process."""
-    random.seed()
+    """What must not be the same in two forks of one process. Python's own `random` sees to itself, by an at-fork hook."""
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is not None:
         numpy_random.seed()  # from the system's entropy

@@ -7,6 +7,7 @@ MAX_UNSENT_BYTES are unsent (a host that asks and does not read), and channels h
 
 import asyncio
 import collections
+import mmap
 import os
 from typing import Any, Callable, Deque, Dict, List, Optional
 
@@ -37,7 +38,8 @@ class Link:
         self._on_open, self._on_lost = on_open, on_lost
         self._loop = asyncio.get_running_loop()
         self._decoder = wire.Decoder()
-        self._input = bytearray(READ_BYTES)
+        # Anonymous memory comes page by page as it is used; a bytearray would be written full of zeros at once.
+        self._input = mmap.mmap(-1, READ_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._greeted = False
         self._lost = False
         self._channels: Dict[int, channels.Channel] = {}

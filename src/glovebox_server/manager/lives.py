@@ -1,7 +1,7 @@
 """The sandboxes that are not killed, in memory, and the only code that moves one through its lifecycle.
 
 Every change of a sandbox happens under its own lock, is written to the store, and only then becomes what `Life.box`
-says. A sandbox is in here from before its first row is written until after its last.
+says. A sandbox is in here from before it is made, while no row speaks of it, until after its last row is written.
 """
 
 import asyncio
@@ -141,7 +141,7 @@ class Lives:
     async def _finish(self, life: Life, event: lifecycle.Event, reason: str) -> None:
         if life.stored:
             await self.advance(life, event, end_reason=reason)
-        else:  # its first row was never written: there is nothing to close
+        else:  # it never ran, and so has no row: there is nothing to close
             self._telemetry.moved(life.box.state, lifecycle.State.KILLED)
             life.box = dataclasses.replace(life.box, state=lifecycle.advance(life.box.state, event))
         sandbox_id = life.box.sandbox_id

@@ -20,15 +20,12 @@ class Verdict(enum.StrEnum):
     """What to do with a sandbox that was found: take it back, or end it for this reason."""
 
     ADOPT = "adopt"
-    FAILED = "failed"
     TIMEOUT = "timeout"
     LOST = "lost"
 
 
 def judge(box: sandbox.Sandbox, now: dt.datetime) -> Verdict:
     """Pure: from what the store says of it alone."""
-    if box.state is lifecycle.State.CREATING:
-        return Verdict.FAILED
     if box.state is not lifecycle.State.RUNNING:
         return Verdict.LOST  # killing keeps the reason it has; nothing here pauses yet
     if box.end_at <= now:

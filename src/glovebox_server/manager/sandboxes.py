@@ -261,7 +261,6 @@ class Sandboxes:
         started = self._clock.monotonic()
         async with life.lock:
             try:
-                await self._lives.write(life)  # before there is anything that could leak
                 await self._make(life, request)
                 self._audit.record(
                     audit_trail.Record(
@@ -291,6 +290,7 @@ class Sandboxes:
             env=box.env,
             hostname=box.sandbox_id,
         )
+        # Nothing of it is stored yet. Should the server die now, the next one's sweep ends what no row speaks of.
         made = await self._node.create(spec, box.runtime)
         await self._lives.advance(
             life,

@@ -8,8 +8,8 @@
       killed ◀──────────── killing ◀────────────────────────────────────┘
                  destroyed
 
-`creating`, `pausing`, `resuming` and `killing` are half-way: a server that finds one of them in the store after a
-crash finishes it (killing), or undoes it (creating). `killed` is the end; its record is kept for a while for those who ask.
+`creating`, `pausing`, `resuming` and `killing` are half-way. `creating` is never stored: after a crash, what no record speaks
+of is undone. One that is found as `killing` is finished. `killed` is the end; its record is kept for a while for those who ask.
 """
 
 import enum

@@ -29,6 +29,7 @@ class NamespaceInstance:
         group: cgroups.Group | None,
         record: Mapping[str, Any],
         on_gone: Callable[[], None],
+        link: socket.socket | None = None,  # connected already: for whoever opens one first
     ) -> None:
         self.sandbox_id = sandbox_id
         self.boundary = boundary
@@ -36,6 +37,7 @@ class NamespaceInstance:
         self._group = group
         self._record = record
         self._on_gone = on_gone
+        self._waiting_link = link
         self._pidfd = processes.open_pidfd(identity)
         self._ended = asyncio.get_running_loop().create_future()
         self._cleaned = False
@@ -59,6 +61,9 @@ class NamespaceInstance:
     async def open_link(self) -> socket.socket:
         if self._ended.done():
             raise errors.SandboxGoneError("the sandbox has ended")
+        if self._waiting_link is not None:
+            link, self._waiting_link = self._waiting_link, None
+            return link
         try:
             return zygotes.connect(self._socket_path, socket.SOCK_STREAM)
         except OSError as error:
@@ -93,7 +98,10 @@ class NamespaceInstance:
             self._on_gone()
 
     def release(self) -> None:
-        """Let go of the descriptor; the sandbox lives on."""
+        """Let go of the descriptors; the sandbox lives on."""
+        if self._waiting_link is not None:
+            self._waiting_link.close()
+            self._waiting_link = None
         if self._pidfd >= 0:
             asyncio.get_running_loop().remove_reader(self._pidfd)
             os.close(self._pidfd)

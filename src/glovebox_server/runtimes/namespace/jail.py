@@ -9,14 +9,13 @@ Runs in the zygote's child, as root of the zygote's user namespace (never the ho
     4. hide                                     what /proc would tell of the host
     5. host name
     6. pivot into the root                      the zygote's view is gone
-    7. limits, then unshare user                as its own first id, so that quotas count for it alone; the zygote writes
-                                                the maps; from here on, powerless outside
+    7. limits, then enter user                  as its own first id, so that quotas count for it alone; made ahead, maps
+                                                written; from here on, powerless outside
     8. bounding set, seccomp, capabilities      what is left is a root that can only be root inside
 """
 
 from __future__ import annotations
 
-import base64
 import fcntl
 import json
 import os
@@ -25,7 +24,7 @@ import socket
 import stat
 import struct
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from glovebox_server.linux import capabilities, syscalls
@@ -75,19 +74,19 @@ class Descriptors:
             raise OSError("the server has given this sandbox up")
         message = json.loads(data)
         self.joins = [rest.pop(0) for _ in range(message["joins"])]
+        self.users = rest.pop(0)
         self.network = rest.pop() if message["network"] else -1
         self.devices = rest.pop() if message["devices"] else -1
         self.layers = rest
 
 
-def enter(
-    request: dict[str, Any], fds: Descriptors, base: int, covers: dict[str, str], map_users: Callable[[], None]
-) -> None:
+def enter(request: dict[str, Any], fds: Descriptors, seccomp: bytes, covers: dict[str, str]) -> None:
     """All steps. Raises OSError naming the call that failed; the process must not go on then.
 
-    `base` is the first id of the sandbox's range, in the zygote's user namespace; `covers` is what `covered()` said.
-    `map_users()` returns once the zygote has written this process's id maps.
+    `request["base"]` is the first id of the sandbox's range, in the zygote's user namespace; `seccomp` is a compiled filter;
+    `covers` is what `covered()` said.
     """
+    base = int(request["base"])
     for fd in fds.joins:
         os.write(fd, b"0")
         os.close(fd)
@@ -103,16 +102,18 @@ def enter(
     syscalls.umount(".", syscalls.MNT_DETACH)
     os.chdir("/")
     _limit(request)
-    _count_as_one(base)
-    syscalls.unshare(syscalls.CLONE_NEWUSER)
-    map_users()
+    be_first_id(base)
+    # Safety: gives up all power over the zygote's user namespace, and so over the namespaces above. Allowed, though
+    # nothing is left of root, because this one belongs to the id that we have just become (user_namespaces(7)).
+    syscalls.setns(fds.users, syscalls.CLONE_NEWUSER)
+    os.close(fds.users)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
     os.setgroups([])
     # Only now: keys are counted by user, and before this all sandboxes of a zygote were the same one (keyrings(7)).
     syscalls.join_new_session_keyring()
-    _give_up(base64.b64decode(request["seccomp"]))
+    _give_up(seccomp)
 
 
 def _mount_root(request: dict[str, Any], layers: Sequence[int], base: int) -> None:
@@ -274,8 +275,8 @@ def _limit(request: dict[str, Any]) -> None:
         resource.setrlimit(kind, (bounded, bounded))
 
 
-def _count_as_one(base: int) -> None:
-    """Become the sandbox's own first id, still in the zygote's user namespace, right before making the sandbox's.
+def be_first_id(base: int) -> None:
+    """Become the sandbox's own first id, still in the zygote's user namespace: to make the sandbox's, and to enter it.
 
     The kernel charges what a namespace's users take (inotify instances, pending signals, message queues) also to whoever
     made the namespace. Made by the zygote's root, all sandboxes would share one quota, and one could take it all.
@@ -283,7 +284,7 @@ def _count_as_one(base: int) -> None:
     os.setgroups([])
     os.setresgid(base, base, base)
     os.setresuid(base, base, base)
-    # Changing ids took away the ownership of our own /proc (proc(5)); the zygote needs it to write our id maps.
+    # Changing ids took away the ownership of our own /proc (proc(5)); the zygote needs it to write a namespace's maps.
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
 
 

@@ -12,8 +12,8 @@ from glovebox import errors
 from glovebox_server.runtimes.namespace import zygotes
 
 _AHEAD = 8
-#: How long it must be quiet before new ones are made: sandboxes that are wanted now come first.
-_QUIET_S = 0.01
+#: How long it must be quiet before new ones are made: sandboxes that are wanted now come first, until their first results.
+_QUIET_S = 0.03
 
 
 class Networks:

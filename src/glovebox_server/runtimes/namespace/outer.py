@@ -177,6 +177,7 @@ def _zygote(plan: Plan, failed: int) -> None:
         config = {"control_fd": plan.control_fd, "warm_modules": plan.warm_modules}
         code = (
             f"import sys; sys.path.insert(0, {plan.archive!r})\n"
+            "from glovebox_guest import at_fork\nat_fork.put_off()\n"
             "from glovebox_server.runtimes.namespace import zygote\nzygote.main()"
         )
         environment = {"PATH": plan.path, "HOME": "/root", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8"}

@@ -7,7 +7,6 @@ What this process does needs root only for three things: control groups, mapping
 """
 
 import asyncio
-import base64
 import contextlib
 import hashlib
 import json
@@ -47,7 +46,7 @@ class NamespaceRuntime:
         found = cgroups.detect(f"glovebox-{own}")
         self._hierarchy = None if isinstance(found, str) else found
         self._no_hierarchy = found if isinstance(found, str) else ""
-        self._seccomp = ""
+        self._seccomp = b""
         self._zygotes: dict[str, zygotes.Zygote] = {}  # by key
         self._current: dict[str, str] = {}  # template id -> key
         self._slots: dict[str, slots.Slots] = {}
@@ -72,8 +71,7 @@ class NamespaceRuntime:
     async def prepare(self, template: template.Template) -> None:
         async with self._preparing:
             if not self._seccomp:
-                program = compiler.compile_profile(seccomp.default(os.uname().machine))
-                self._seccomp = base64.b64encode(program).decode()
+                self._seccomp = compiler.compile_profile(seccomp.default(os.uname().machine))
             for folder in (self._zygote_dir, self._socket_dir):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             key = zygotes.key_of(template)
@@ -81,6 +79,7 @@ class NamespaceRuntime:
                 self._hold(await self._find_or_start(key, template))
                 await self._slots[key].fill()
                 await self._networks[key].fill()
+            await self._zygotes[key].filter_with(self._seccomp)
             self._current[template.template_id] = key
 
     async def _find_or_start(self, key: str, template: template.Template) -> zygotes.Zygote:
@@ -93,7 +92,7 @@ class NamespaceRuntime:
 
     def _hold(self, zygote: zygotes.Zygote) -> None:
         self._zygotes[zygote.facts.key] = zygote
-        self._slots[zygote.facts.key] = slots.Slots(zygote, mapped=self._mapped)
+        self._slots[zygote.facts.key] = slots.Slots(zygote)
         self._networks[zygote.facts.key] = networks.Networks(zygote)
 
     async def _hold_found(self, key: str) -> bool:
@@ -157,6 +156,10 @@ class NamespaceRuntime:
             stack.enter_context(report)
             stack.enter_context(its_report)
             listener = stack.enter_context(zygotes.listen(path, socket.SOCK_STREAM))
+            # Connected before there is anybody to accept: the agent finds it waiting, and says HELLO at once.
+            link = zygotes.connect(path, socket.SOCK_STREAM)
+            unless_made = stack.enter_context(contextlib.ExitStack())
+            unless_made.callback(link.close)
             report.setblocking(False)
             report.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             request = self._request(slot, key, spec, template)
@@ -165,12 +168,20 @@ class NamespaceRuntime:
             # From here on the zygote forks, on another core, while the rest is made.
             group = self._make_group(spec)
             self._hand_in(report, stack, slot, key, template, group)
-            pid = await _await_ready(report)
-        who = processes.identify(pid)
-        record = {"pid": who.pid, "start_time": who.start_time, "slot": slot.number, "zygote": key}
-        return instance.NamespaceInstance(
-            spec.sandbox_id, self._boundary(), who, path, group, record, lambda: self._gone(spec.sandbox_id, pool, slot)
-        )
+            who = processes.identify(await _await_ready(report))
+            record = {"pid": who.pid, "start_time": who.start_time, "slot": slot.number, "zygote": key}
+            made = instance.NamespaceInstance(
+                spec.sandbox_id,
+                self._boundary(),
+                who,
+                path,
+                group,
+                record,
+                lambda: self._gone(spec.sandbox_id, pool, slot),
+                link,
+            )
+            unless_made.pop_all()
+            return made
 
     def _hand_in(
         self,
@@ -186,6 +197,7 @@ class NamespaceRuntime:
         for fd in fds:
             stack.callback(os.close, fd)
         message = {"joins": len(fds), "devices": self._own_devices, "network": False}
+        fds.append(slot.user_namespace)
         for layer in template.layers if self._mapped else ():
             fds.append(_map_layer(layer, slot.user_namespace))
             stack.callback(os.close, fds[-1])
@@ -202,15 +214,12 @@ class NamespaceRuntime:
     def _request(
         self, slot: slots.Slot, key: str, spec: sandbox.SandboxSpec, template: template.Template
     ) -> dict[str, Any]:
-        window = self._zygotes[key].facts.window
         return {
             "sandbox_id": spec.sandbox_id,
             "hostname": spec.hostname,
-            "base": window.base(slot.number),
-            "map": window.map(slot.number),
+            "base": self._zygotes[key].facts.window.base(slot.number),
             "limited": self._hierarchy is not None,
             "layers": [layer.target for layer in template.layers],
-            "seccomp": self._seccomp,
             "memory_bytes": spec.resources.memory_bytes,
             "disk_bytes": spec.resources.disk_bytes,
             "inodes": spec.resources.inodes,
@@ -233,8 +242,6 @@ class NamespaceRuntime:
         """To the very pool it came from: that of a new zygote with the same key may have given the number to another."""
         if pool not in self._slots.values():
             slots.close(slot)
-        elif slot.user_namespace < 0 and self._mapped:
-            pool.give_back_number(slot.number)
         else:
             pool.give_back(slot)
 

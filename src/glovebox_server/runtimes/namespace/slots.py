@@ -1,4 +1,4 @@
-"""Slots: a sandbox's slice of ids, with the user namespace by which layers are mapped to it, kept ready ahead of need."""
+"""Slots: a sandbox's slice of ids, with the user namespace that has them: entered last, and before that to map layers by."""
 
 import asyncio
 import collections
@@ -14,7 +14,7 @@ _AHEAD = 16
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """A number in the zygote's window; `user_namespace` is a descriptor, -1 where layers cannot be mapped."""
+    """A number in the zygote's window; `user_namespace` is a descriptor, -1 in one that a sandbox was found in."""
 
     number: int
     user_namespace: int
@@ -23,9 +23,8 @@ class Slot:
 class Slots:
     """The slots of one zygote. A freed slot is used again first: its user namespace is there already."""
 
-    def __init__(self, zygote: zygotes.Zygote, *, mapped: bool) -> None:
+    def __init__(self, zygote: zygotes.Zygote) -> None:
         self._zygote = zygote
-        self._mapped = mapped
         self._free: collections.deque[Slot] = collections.deque()
         self._used: set[int] = set()
         self._known: set[int] = set()
@@ -50,14 +49,12 @@ class Slots:
     def give_back(self, slot: Slot) -> None:
         """The sandbox in it is gone."""
         self._used.discard(slot.number)
+        if slot.user_namespace < 0:
+            ready = self._reserved.pop(slot.number, None)
+            if ready is None:
+                return
+            slot = ready
         self._free.appendleft(slot)
-
-    def give_back_number(self, number: int) -> None:
-        """The same, for a slot that was reserved."""
-        if (slot := self._reserved.pop(number, None)) is not None:
-            self.give_back(slot)
-        else:
-            self._used.discard(number)
 
     async def fill(self) -> None:
         """Make the first ones ready."""
@@ -86,10 +83,8 @@ class Slots:
 
     async def _make(self) -> Slot:
         number = self._new_number()
-        if not self._mapped:
-            return Slot(number, -1)
         try:
-            return Slot(number, await self._zygote.user_namespace(self._zygote.facts.window.map(number)))
+            return Slot(number, await self._zygote.user_namespace(number))
         except BaseException:
             self._known.discard(number)
             raise

@@ -4,10 +4,13 @@ Runs the template's Python inside the template's root (see `outer.py`), holds no
 control socket. Messages on it are JSON, one to a packet; descriptors ride along:
 
     {"op": "ping"}                                     ▶ {"ok": true, "sandboxes": [ids]}
-    {"op": "userns", "map": "0 65536 65536"}           ▶ {"ok": true} and a descriptor: a user namespace with that map
+    {"op": "userns", "map": "0 65536 65536", "owner": 65536}
+                                                       ▶ {"ok": true} and a descriptor: a user namespace with that map
+    {"op": "netns"}                                    ▶ {"ok": true} and a descriptor: a network namespace, loopback up
+    {"op": "seccomp", "program": base64}               ▶ {"ok": true}: the filter of every sandbox from now on
     {"op": "spawn", "sandbox_id", ...} and two descriptors: report, listener
                        ▶ nothing; the new process itself says {"ready": true} or {"error": ...} on `report`, where it
-                         is handed the other descriptors: control groups, layers, /dev, network
+                         is handed the other descriptors: control groups, layers, /dev, network, user namespace
     {"op": "kill", "sandbox_id"}                       ▶ {"ok": true}
 
 It runs one thread and one loop, forks, and never waits for what it forked. Python 3.9+, standard library.
@@ -15,6 +18,7 @@ It runs one thread and one loop, forks, and never waits for what it forked. Pyth
 
 from __future__ import annotations
 
+import base64
 import gc
 import json
 import os
@@ -22,7 +26,6 @@ import selectors
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from glovebox_guest import agent, contexts, kernel
@@ -44,11 +47,13 @@ class Zygote:
         self._control: socket.socket | None = None
         self._children: dict[int, str] = {}  # pid in our namespace -> sandbox id
         self._covers = jail.covered("/proc")
+        self._seccomp = b""
         self._ready = agent.Ready(
             contexts.Contexts, prepare_code=True
         )  # imported here, not in each sandbox on first use
         _bound_quotas()
         self._own_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        self._own_network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self._wakeup, wakeup = socket.socketpair()
         for end in (self._wakeup, wakeup):
             end.setblocking(False)
@@ -101,13 +106,16 @@ class Zygote:
         if op == "spawn":
             self._spawn(request, fds)
         elif op == "userns":
-            fd = self._make_user_namespace(request["map"])
+            fd = _make_user_namespace(request["map"], int(request["owner"]))
             self._answer(request, {"ok": True}, [fd])
             os.close(fd)
         elif op == "netns":
-            fd = self._make_namespace("net", _enter_network)
+            fd = self._make_network_namespace()
             self._answer(request, {"ok": True}, [fd])
             os.close(fd)
+        elif op == "seccomp":
+            self._seccomp = base64.b64decode(request["program"])
+            self._answer(request, {"ok": True})
         elif op == "kill":
             for pid, sandbox_id in self._children.items():
                 if sandbox_id == request["sandbox_id"]:
@@ -145,33 +153,19 @@ class Zygote:
     # -- forking ----------------------------------------------------------------------------------------------------
 
     def _spawn(self, request: dict[str, Any], fds: list[int]) -> None:
-        asks_r, asks_w = os.pipe()
-        mapped_r, mapped_w = os.pipe()
+        report, listener = fds
         try:
             pid = self._fork_into_new_pid_namespace()
             if pid == 0:
-                _become_sandbox(
-                    request,
-                    fds[0],
-                    fds[1],
-                    self._covers,
-                    self._ready,
-                    asks_w,
-                    mapped_r,
-                )
+                _become_sandbox(request, report, listener, self._seccomp, self._covers, self._ready)
         except OSError as error:
-            for fd in (asks_r, mapped_w):
-                os.close(fd)
             try:
-                os.write(fds[0], json.dumps({"error": f"fork: {error}"}).encode())
+                os.write(report, json.dumps({"error": f"fork: {error}"}).encode())
             except OSError:
                 pass  # the server waits no longer. Not `_report`: that would end us, and every sandbox with us
             return
-        finally:
-            for fd in (asks_w, mapped_r):
-                _close(fd)
         self._children[pid] = request["sandbox_id"]
-        self._selector.register(asks_r, selectors.EVENT_READ, self._mapper(pid, request["map"], asks_r, mapped_w))
+        self._ready.renew()
 
     def _fork_into_new_pid_namespace(self) -> int:
         # unshare(CLONE_NEWPID) moves only the children forked from here on; ours must go back, or the next
@@ -185,63 +179,47 @@ class Zygote:
                 syscalls.setns(self._own_pid_namespace, syscalls.CLONE_NEWPID)
         return pid
 
-    def _mapper(self, pid: int, id_map: str, asks: int, mapped: int) -> Callable[[], None]:
-        """What to do when the child asks for its id maps (or has died before it could)."""
-
-        def answer() -> None:
-            self._selector.unregister(asks)
-            try:
-                if os.read(asks, 1) and pid in self._children:
-                    _write_maps(pid, id_map)
-                    os.write(mapped, b"m")
-            except OSError:
-                pass  # it died meanwhile; its end of `report` closes, and that is what the server sees
-            finally:
-                os.close(asks)
-                os.close(mapped)
-
-        return answer
-
-    def _make_user_namespace(self, id_map: str) -> int:
-        """A user namespace that nobody lives in, only to say how ids of a layer are to be mapped."""
-        return self._make_namespace(
-            "user", lambda: syscalls.unshare(syscalls.CLONE_NEWUSER), lambda pid: _write_maps(pid, id_map)
-        )
-
-    def _make_namespace(
-        self, kind: str, enter: Callable[[], None], settle: Callable[[int], None] = lambda pid: None
-    ) -> int:
-        """A descriptor of a new namespace: a child enters it, `settle` is called with its pid, and the child ends."""
-        made_r, made_w = os.pipe()
-        done_r, done_w = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            try:
-                os.close(done_w)
-                enter()
-                os.write(made_w, b"u")
-                os.read(done_r, 1)
-            finally:
-                os._exit(0)
-        os.close(made_w)
-        os.close(done_r)
+    def _make_network_namespace(self) -> int:
+        """By a step into it and back: a fork would cost more than the namespace."""
+        syscalls.unshare(syscalls.CLONE_NEWNET)
         try:
-            if not os.read(made_r, 1):
-                raise OSError(f"a {kind} namespace could not be made (see /proc/sys/user)")
-            settle(pid)
-            return os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+            jail.set_up_network("/proc")
+            return os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         finally:
-            os.close(made_r)
+            syscalls.setns(self._own_network, syscalls.CLONE_NEWNET)
+
+
+def _make_user_namespace(id_map: str, owner: int) -> int:
+    """A user namespace that nobody lives in yet, as a descriptor: a child makes it, we write its maps, the child ends.
+
+    It belongs to `owner`, the first id in it, whom the kernel charges for what is used up in it (see `jail.be_first_id`).
+    """
+    made_r, made_w = os.pipe()
+    done_r, done_w = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
             os.close(done_w)
-
-
-def _enter_network() -> None:
-    syscalls.unshare(syscalls.CLONE_NEWNET)
-    jail.set_up_network("/proc")
+            jail.be_first_id(owner)
+            syscalls.unshare(syscalls.CLONE_NEWUSER)
+            os.write(made_w, b"u")
+            os.read(done_r, 1)
+        finally:
+            os._exit(0)
+    os.close(made_w)
+    os.close(done_r)
+    try:
+        if not os.read(made_r, 1):
+            raise OSError("a user namespace could not be made (see /proc/sys/user)")
+        _write_maps(pid, id_map)
+        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(made_r)
+        os.close(done_w)
 
 
 def _bound_quotas() -> None:
-    """What each sandbox may take of quotas that the host gives to all of them together (see `jail._count_as_one`)."""
+    """What each sandbox may take of quotas that the host gives to all of them together (see `jail.be_first_id`)."""
     for name, most in _QUOTAS.items():
         # Safety: limits of our own user namespace only (namespaces(7), /proc/sys/user).
         fd = os.open(f"/proc/sys/user/{name}", os.O_WRONLY | os.O_CLOEXEC)
@@ -263,28 +241,13 @@ def _write_maps(pid: int, id_map: str) -> None:
 
 
 def _become_sandbox(
-    request: dict[str, Any],
-    report: int,
-    listener: int,
-    covers: dict[str, str],
-    ready: agent.Ready,
-    asks: int,
-    mapped: int,
+    request: dict[str, Any], report: int, listener: int, seccomp: bytes, covers: dict[str, str], ready: agent.Ready
 ) -> None:
     """In the child: enter the jail, say so, and be the guest agent. Never returns."""
     try:
         signal.set_wakeup_fd(-1)
-        _close_all_but({report, listener, asks, mapped, *ready.renew()})
-        fds = jail.Descriptors(report)
-
-        def map_users() -> None:
-            os.write(asks, b"u")
-            if os.read(mapped, 1) != b"m":
-                raise OSError("the id maps were not written")
-            os.close(asks)
-            os.close(mapped)
-
-        jail.enter(request, fds, int(request["base"]), covers, map_users)
+        _close_all_but({report, listener, *ready.descriptors()})
+        jail.enter(request, jail.Descriptors(report), seccomp, covers)
         _report(report, {"ready": True})
         os.close(report)
         report = -1
@@ -327,6 +290,7 @@ def main() -> None:
     """Started by `outer.py`: warm up, then obey."""
     config = json.loads(sys.argv[1])
     kernel.warm(config["warm_modules"])
+    agent.rehearse()
     agent.ignore_signals()
     listener = socket.socket(fileno=config["control_fd"])
     zygote = Zygote(listener)

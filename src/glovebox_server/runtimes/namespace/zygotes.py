@@ -6,6 +6,7 @@ and the old one is ended when its last sandbox is gone.
 """
 
 import asyncio
+import base64
 import contextlib
 import dataclasses
 import hashlib
@@ -123,9 +124,10 @@ class Zygote:
         reply, _ = await self._request({"op": "ping"})
         return list(reply.get("sandboxes", []))
 
-    async def user_namespace(self, id_map: str) -> int:
-        """A descriptor of a user namespace with this map. Raises CapacityError, SandboxGoneError."""
-        reply, fds = await self._request({"op": "userns", "map": id_map})
+    async def user_namespace(self, slot: int) -> int:
+        """A descriptor of a user namespace with this slot's ids. Raises CapacityError, SandboxGoneError."""
+        window = self.facts.window
+        reply, fds = await self._request({"op": "userns", "map": window.map(slot), "owner": window.base(slot)})
         if not fds:
             raise errors.CapacityError(f"no further user namespace: {reply.get('error')}")
         return fds[0]
@@ -136,6 +138,10 @@ class Zygote:
         if not fds:
             raise errors.CapacityError(f"no further network namespace: {reply.get('error')}")
         return fds[0]
+
+    async def filter_with(self, program: bytes) -> None:
+        """Have every sandbox from now on filtered with this compiled seccomp program. Raises as `sandboxes` does."""
+        await self._request({"op": "seccomp", "program": base64.b64encode(program).decode()})
 
     async def spawn(self, request: dict[str, Any], fds: Sequence[int]) -> None:
         """Have it fork a sandbox, which answers on the first of `fds` itself. Raises SandboxGoneError."""

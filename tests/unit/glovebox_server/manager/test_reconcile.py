@@ -19,7 +19,6 @@ BOX = sandbox.Sandbox(
         ({}, Verdict.ADOPT),
         ({"end_at": fakes.START}, Verdict.TIMEOUT),
         ({"instance": None}, Verdict.LOST),
-        ({"state": State.CREATING}, Verdict.FAILED),  # so that its idempotency key may be used again
         ({"state": State.KILLING}, Verdict.LOST),
         ({"state": State.PAUSED}, Verdict.LOST),
     ],

@@ -26,17 +26,28 @@ async def test_created_sandbox_runs_and_is_stored(world, server):
     assert world.audit.actions() == ["sandbox.create"]
 
 
-async def test_creating_is_stored_before_the_node_starts(world, server):
-    seen = []
-    create = world.node.create
+async def test_it_is_stored_once_it_runs_and_before_that_is_said(world, server, monkeypatch):
+    told, put = [], world.store.put_sandbox
 
-    async def watch(spec, runtime):
-        seen.append(await world.store.get_sandbox(spec.sandbox_id))
-        return await create(spec, runtime)
+    async def watch(box):
+        told.append((box.state, box.sandbox_id in world.instances, creating.done()))
+        await put(box)
 
-    world.node.create = watch
-    await server.create(REQUEST, KEY)
-    assert [box.state for box in seen] == [lifecycle.State.CREATING]
+    monkeypatch.setattr(world.store, "put_sandbox", watch)
+    creating = asyncio.create_task(server.create(REQUEST, KEY))
+    await creating
+    assert told == [(lifecycle.State.RUNNING, True, False)]
+
+
+async def test_a_sandbox_that_cannot_be_stored_is_not_left(world, server, monkeypatch):
+    async def full(box):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(world.store, "put_sandbox", full)
+    with pytest.raises(OSError, match="no space"):
+        await server.create(REQUEST, KEY)
+    assert world.instances == {}
+    assert list(server.live_all()) == []
 
 
 async def test_others_and_the_unknown_look_the_same(server):
@@ -76,8 +87,9 @@ async def test_a_failed_create_leaves_nothing_and_frees_its_place(world, server)
     world.node.fail["create"] = errors.CapacityError("no cgroup")
     with pytest.raises(errors.CapacityError, match="no cgroup"):
         await server.create(REQUEST, OTHER)
-    [box] = await world.store.list_sandboxes()
-    assert (box.state, box.end_reason) == ("killed", "failed")
+    assert world.instances == {}
+    assert await world.store.list_sandboxes() == []
+    assert world.audit.actions() == ["sandbox.end"]
     await server.create(REQUEST, OTHER)  # its quota is one
 
 
