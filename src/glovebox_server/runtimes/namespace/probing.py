@@ -7,7 +7,8 @@ import sys
 
 from glovebox import errors
 from glovebox_server.contract import runtime
-from glovebox_server.runtimes.namespace import ids
+from glovebox_server.linux import cgroups
+from glovebox_server.runtimes.namespace import advice, ids
 
 _TIMEOUT_S = 10.0
 
@@ -49,10 +50,11 @@ _REMEDIES = {
 }
 
 
-async def probe(boundary: str, no_control_groups: str) -> runtime.Probe:
+async def probe(boundary: str, hierarchy: cgroups.Hierarchy | None, no_control_groups: str) -> runtime.Probe:
     """See contract.runtime.Runtime.probe."""
     reached = await _try()
-    missing, fixes, notes = [], [], []
+    missing, fixes = [], []
+    notes = advice.advice(hierarchy.version if hierarchy else None)
     for step, (what, fix) in _REMEDIES.items():
         if step not in reached:
             missing.append(what)

@@ -55,7 +55,7 @@ class NamespaceRuntime:
         self._preparing = asyncio.Lock()
 
     async def probe(self) -> runtime.Probe:
-        return await probing.probe(self._boundary(), self._no_hierarchy)
+        return await probing.probe(self._boundary(), self._hierarchy, self._no_hierarchy)
 
     def _boundary(self) -> str:
         limits = (
