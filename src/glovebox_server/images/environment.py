@@ -161,6 +161,8 @@ def _run(command: Sequence[str], variables: Mapping[str, str], what: str) -> str
             command,
             env=variables,
             umask=_UMASK,
+            # Not in whatever folder we were started in: it need not be readable, and uv takes settings from it.
+            cwd="/",
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

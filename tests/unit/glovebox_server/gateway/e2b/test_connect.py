@@ -8,6 +8,7 @@ import threading
 import httpx
 import pytest
 
+from glovebox import errors
 from glovebox_server.gateway.e2b import connect, filesystem
 from glovebox_server.gateway.e2b.proto import filesystem_pb2, process_pb2
 from tests.support import server
@@ -45,6 +46,32 @@ async def call(world, path, content, headers):
     answer = await world.client.post(path, content=content, headers=headers)
     assert answer.status_code == 200, answer.text
     return frames(answer.content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "text",
+        [],
+        {"process": "text", "input": {}},
+        {"process": {"pid": 1}, "input": "x" * 1000},
+        {"process": {"pid": 1}, "input": [{}]},
+        {"input": {"stdin": ""}, "process": ["pid"]},
+    ],
+)
+def test_what_is_no_object_is_refused_before_it_is_taken_apart(content, monkeypatch):
+    monkeypatch.setattr(connect.json_format, "ParseDict", lambda *_, **__: pytest.fail("taken apart"))
+    with pytest.raises(errors.InvalidRequestError, match="must be an object"):
+        connect.CODECS["json"].decode(json.dumps(content).encode(), process_pb2.SendInputRequest)
+
+
+def test_objects_lists_and_times_pass():
+    asked = {"processes": [{"pid": 1, "config": {"cmd": "a", "envs": {"b": "c"}}}, {"config": None}]}
+    found = connect.CODECS["json"].decode(json.dumps(asked).encode(), process_pb2.ListResponse)
+    assert [one.pid for one in found.processes] == [1, 0]
+    entry = {"entry": {"name": "a", "modifiedTime": "2026-01-01T00:00:00Z"}}
+    made = connect.CODECS["json"].decode(json.dumps(entry).encode(), filesystem_pb2.StatResponse)
+    assert made.entry.modified_time.seconds > 0
 
 
 async def test_start(world, box):
