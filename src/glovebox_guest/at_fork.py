@@ -6,6 +6,7 @@ so that none of its forks needs them; what it forks for user code does.
 """
 
 import os
+import sys
 from typing import Any, Callable, Dict, List
 
 _put_off: List[Dict[str, Callable[[], Any]]] = []
@@ -18,7 +19,10 @@ def put_off() -> None:
 
 
 def _note(**hooks: Callable[[], Any]) -> None:
-    _put_off.append(hooks)
+    if os.register_at_fork is _register:  # somebody has kept this function, and user code runs
+        _register(**hooks)
+    else:
+        _put_off.append(hooks)
 
 
 def take_up() -> None:
@@ -26,6 +30,12 @@ def take_up() -> None:
     os.register_at_fork = _register
     hooks, _put_off[:] = [*_put_off], []
     for one in hooks:
-        if "after_in_child" in one:
-            one["after_in_child"]()
-        os.register_at_fork(**one)
+        _register(**one)
+        try:
+            one.get("after_in_child", _nothing)()
+        except Exception:
+            sys.excepthook(*sys.exc_info())  # told, and otherwise nothing: as at a fork
+
+
+def _nothing() -> None:
+    """What a hook that is not there does."""

@@ -18,14 +18,22 @@ class Loop(asyncio.SelectorEventLoop):
         super().__init__(selectors.EpollSelector())
 
     def renew(self) -> None:
-        """Leave the epoll instance and the socket pair to the child, and make new ones. Nothing else may be in the loop."""
+        """Leave the epoll instance and the socket pair to the child, and make new ones. Nothing else may be in the loop.
+
+        Raises OSError when there are none to be had; then all is as before, and still the child's too.
+        """
         own: Any = self  # what asyncio keeps to itself, under the same names from Python 3.4 to 3.14
-        own._selector.close()  # only our descriptor: the child's goes on
-        own._selector = selectors.EpollSelector()
-        for end in (own._ssock, own._csock):
-            end.close()
-        own._internal_fds = 0
-        own._make_self_pipe()
+        childs = own._selector, own._ssock, own._csock
+        own._selector, own._internal_fds = selectors.EpollSelector(), 0
+        try:
+            own._make_self_pipe()
+        except OSError:
+            own._selector.close()
+            own._selector, own._ssock, own._csock = childs
+            own._internal_fds = 1
+            raise
+        for one in childs:
+            one.close()  # only our descriptor: the child's goes on
 
     def descriptors(self) -> Set[int]:
         """What must stay open for the loop to go on."""

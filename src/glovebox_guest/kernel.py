@@ -93,6 +93,8 @@ def _run_warm_cells(shell: "kernel_shell.Shell") -> None:
     shell.run_cell("1", store_history=True)
     runner.close()
     shell.reset()
+    # The reset takes it away, and multiprocessing asks for it: None is what the __main__ of a `python -c` has.
+    shell.user_module.__spec__ = None
     for name in ("last_type", "last_value", "last_traceback", "last_exc"):
         if hasattr(sys, name):
             delattr(sys, name)

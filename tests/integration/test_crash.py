@@ -2,7 +2,10 @@
 
 import concurrent.futures
 import contextlib
+import json
+import os
 import random
+import signal
 import threading
 import time
 
@@ -90,6 +93,19 @@ def test_a_second_server_on_the_same_folder_is_refused(own_server: servers.Serve
     assert second.returncode != 0
     assert str(own_server.data_dir) in second.stderr
     assert httpx.get(f"{own_server.url}/health").status_code == 204
+
+
+def test_creates_at_once_after_the_zygotes_death(own_server: servers.Server) -> None:
+    """Each finds it dead, one starts a new one, and nobody is told of it."""
+    box = Sandbox.create(timeout=120)
+    (facts,) = own_server.data_dir.glob("zygotes/*/zygote.json")
+    handle = os.pidfd_open(json.loads(facts.read_text())["pid"])
+    signal.pidfd_send_signal(handle, signal.SIGKILL)
+    os.close(handle)
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        made = list(pool.map(lambda _: Sandbox.create(timeout=120), range(6)))
+    assert [one.run_code("6 * 7").text for one in made] == ["42"] * 6
+    servers.wait_until(lambda: not box.is_running(), 30)
 
 
 def test_sigterm_ends_everything(own_server: servers.Server) -> None:

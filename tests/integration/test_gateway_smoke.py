@@ -4,6 +4,7 @@ import asyncio
 
 import e2b
 import e2b_code_interpreter
+import httpx
 import pytest
 
 from tests.support import server
@@ -103,3 +104,25 @@ async def test_errors(world, monkeypatch):
         await box.commands.run("echo", user="nobody")
     with pytest.raises(e2b.InvalidArgumentException, match="does not exist"):
         await box.commands.run("echo", cwd="/nope")
+
+
+async def test_a_create_whose_caller_leaves_is_undone(world, monkeypatch):
+    begun, go_on, create = asyncio.Event(), asyncio.Event(), world.node.create
+
+    async def wait_and_create(spec, runtime):
+        begun.set()
+        await go_on.wait()
+        return await create(spec, runtime)
+
+    monkeypatch.setattr(world.node, "create", wait_and_create)
+    url, body = httpx.URL(world.url), '{"templateID": "base"}'
+    head = f"POST /v2/sandboxes HTTP/1.1\r\nhost: x\r\nX-API-Key: {world.key}\r\ncontent-length: {len(body)}\r\n\r\n"
+    _, writer = await asyncio.open_connection(url.host, url.port)
+    writer.write((head + body).encode())
+    await begun.wait()
+    writer.close()
+    await server.until(lambda: len(world.sandboxes._tasks) == 2)  # one makes it, one waits to end it
+    go_on.set()
+    await server.until(lambda: "sandbox.end" in world.audit.actions())
+    assert list(world.sandboxes.live_all()) == []
+    assert world.node.instances == {}

@@ -292,6 +292,31 @@ time.sleep(20)
 
 
 @pytest.mark.usefixtures("unharmed")
+def test_pending_signals_of_many_users(sandbox: Sandbox) -> None:
+    """Root inside can be 65,536 users, and the kernel counts by user: what they take together must be bounded, too."""
+    source = """
+import signal
+signal.pthread_sigmask(signal.SIG_BLOCK, range(34, 64))
+libc = ctypes.CDLL(None, use_errno=True)
+total, users = 0, []
+for uid in range(5):
+    count, told = os.pipe()
+    users.append(os.fork())
+    if users[-1] == 0:
+        os.setresuid(uid, uid, uid)
+        taken = 0
+        while taken < 20_000 and libc.sigqueue(os.getpid(), 40, 0) == 0: taken += 1
+        os.write(told, str(taken).encode())
+        signal.pause()
+    total += int(os.read(count, 100))
+for user in users: os.kill(user, signal.SIGKILL)
+print(json.dumps(total))
+"""
+    assert 0 < inside.python(sandbox, source) <= 4096
+    assert inside.on_host(source) > 4096, "the host has no such limit: the attack would work there"
+
+
+@pytest.mark.usefixtures("unharmed")
 def test_long_argument_lists(sandbox: Sandbox) -> None:
     """A megabyte of arguments, and one argument longer than the kernel takes: the command's own failure."""
     many = inside.python(

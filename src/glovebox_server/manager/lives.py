@@ -40,7 +40,6 @@ class Life:
     deadline: float  # `box.end_at` on the monotonic clock
     journal: journal.Journal
     activity: Activity
-    stored: bool  # there is a row of it
     lock: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
     ended: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     guest_face: guest.Guest | None = None  # audited; made when first asked for
@@ -78,7 +77,7 @@ class Lives:
         life = self._lives.get(sandbox_id)
         return life.journal if life is not None else self._past.get(sandbox_id)
 
-    def open(self, box: sandbox.Sandbox, *, stored: bool) -> Life:
+    def open(self, box: sandbox.Sandbox) -> Life:
         """Take one in. From here on it counts against quotas."""
         now = self._clock.monotonic()
         life = Life(
@@ -86,7 +85,6 @@ class Lives:
             deadline=now + (box.end_at - self._clock.now()).total_seconds(),
             journal=journal.Journal(self._clock),
             activity=Activity(last=now),
-            stored=stored,
         )
         self._lives[box.sandbox_id] = life
         self._telemetry.moved(None, box.state)
@@ -100,7 +98,7 @@ class Lives:
             changes["end_at"] = self._clock.now() + dt.timedelta(seconds=timeout_s)
         box = dataclasses.replace(life.box, **changes)
         await self._store.put_sandbox(box)
-        before, life.box, life.deadline, life.stored = life.box.state, box, deadline, True
+        before, life.box, life.deadline = life.box.state, box, deadline
         if before is not box.state:
             self._telemetry.moved(before, box.state)
             life.journal.add(f"sandbox {box.state}", reason=box.end_reason)
@@ -139,7 +137,7 @@ class Lives:
             life.box = dataclasses.replace(life.box, state=killing, end_reason=reason)
 
     async def _finish(self, life: Life, event: lifecycle.Event, reason: str) -> None:
-        if life.stored:
+        if life.box.state is not lifecycle.State.CREATING:
             await self.advance(life, event, end_reason=reason)
         else:  # it never ran, and so has no row: there is nothing to close
             self._telemetry.moved(life.box.state, lifecycle.State.KILLED)

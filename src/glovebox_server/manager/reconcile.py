@@ -55,7 +55,7 @@ async def reconcile(lives: lives.Lives, store: store.Store, node: node.Node, now
 
 async def _settle(lives: lives.Lives, node: node.Node, box: sandbox.Sandbox, verdict: Verdict) -> bool:
     # Known before it is adopted: the node may say at any moment after that that it has ended.
-    life = lives.open(box, stored=True)
+    life = lives.open(box)
     async with life.lock:
         try:
             if verdict is Verdict.ADOPT:

@@ -246,7 +246,7 @@ class Sandboxes:
             idempotency_key=request.idempotency_key,
             request_hash=request_hash,
         )
-        return self._lives.open(box, stored=False)
+        return self._lives.open(box)
 
     async def _create_unless_left(self, request: CreateRequest, key: store.ApiKey) -> sandbox.Sandbox:
         life = self._admit(request, key, None)

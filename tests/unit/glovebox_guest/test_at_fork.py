@@ -11,6 +11,7 @@ import random
 
 said = []
 os.register_at_fork(after_in_child=lambda: said.append("first"), before=lambda: said.append("before"))
+os.register_at_fork(after_in_child=lambda: 1 / 0)
 os.register_at_fork(after_in_child=lambda: said.append("second"), after_in_parent=lambda: said.append("parent"))
 
 def in_child(work):
@@ -46,4 +47,5 @@ def test_hooks_wait_until_they_are_taken_up() -> None:
     assert taken == ["first", "second"], "what is done in a child, and nothing else"
     assert at_the_next_fork == "['before', 'first', 'second']"
     numbers = {said, str(number), number_of_child, *map(str, eval(second)[2:])}
+    assert done.stderr.count("ZeroDivisionError") >= 2, "a hook that fails is told of, and the others run"
     assert len(numbers) == 5, "random differs in every process that hooks were taken up in, and in its children"

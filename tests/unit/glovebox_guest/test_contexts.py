@@ -503,6 +503,18 @@ async def test_sigpipe_and_signals_are_as_in_any_python(contexts):
     assert run.error["name"] == "BrokenPipeError"
 
 
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+async def test_multiprocessing(method, contexts):
+    code = f"""
+import multiprocessing
+process = multiprocessing.get_context({method!r}).Process(target=print, args=("from the child",), kwargs=dict(flush=True))
+process.start()
+process.join()
+process.exitcode"""
+    run = await contexts.run(code)
+    assert (run.text, run.stdout) == ("0", "from the child\n"), run.error
+
+
 async def test_the_first_and_the_next_executions_are_quick(contexts):
     loop = asyncio.get_running_loop()
 

@@ -1,10 +1,13 @@
 """A loop made before a fork works after it, on both sides, and nothing passes between them."""
 
 import asyncio
+import errno
 import os
 import signal
 import socket
 from collections.abc import Callable
+
+import pytest
 
 from glovebox_guest import forkable
 
@@ -53,6 +56,26 @@ def test_it_works_in_every_child_and_still_in_the_parent() -> None:
 
 def _sockets(loop: forkable.Loop) -> set[str]:
     return {os.readlink(f"/proc/self/fd/{fd}") for fd in loop.descriptors()} - {"anon_inode:[eventpoll]"}
+
+
+@pytest.mark.parametrize("what", ["selectors.EpollSelector", "socket.socketpair"])
+def test_a_renewal_that_fails_changes_nothing(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    loop = forkable.Loop()
+    try:
+        before = loop.descriptors(), _sockets(loop), len(os.listdir("/proc/self/fd"))
+        with monkeypatch.context() as patch:
+            patch.setattr(what, none_left)
+            with pytest.raises(OSError, match="Too many"):
+                loop.renew()
+        assert (loop.descriptors(), _sockets(loop), len(os.listdir("/proc/self/fd"))) == before
+        loop.renew()
+        assert _sockets(loop).isdisjoint(before[1])
+        assert loop.run_until_complete(_exchange()) == b"heard"
+    finally:
+        loop.close()
 
 
 def test_nothing_in_the_kernel_is_shared_after_renewal() -> None:

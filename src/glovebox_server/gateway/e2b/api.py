@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import pydantic
-from starlette import datastructures, requests, responses
+from starlette import datastructures, requests, responses, types
 
 from glovebox import errors
 from glovebox_server.contract import store
@@ -26,6 +26,7 @@ class Call:
     query: Any
     body: Any
     headers: datastructures.Headers
+    receive: types.Receive
 
     @property
     def tenant(self) -> ids.TenantId | None:
@@ -129,7 +130,7 @@ async def _run(
     if route.body is not None:
         given = await answers.read(request.receive, MAX_BODY_BYTES)
         body = validation.parse(route.body, given or (b"{}" if route.body_optional else b""))
-    return await route.handle(Call(key, params, query, body, request.headers))
+    return await route.handle(Call(key, params, query, body, request.headers, request.receive))
 
 
 def _query(model: type[pydantic.BaseModel], given: datastructures.QueryParams) -> pydantic.BaseModel:

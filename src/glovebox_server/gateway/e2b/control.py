@@ -9,6 +9,7 @@ from starlette import responses
 from glovebox import errors
 from glovebox_server import audit as audit_log
 from glovebox_server import config
+from glovebox_server.gateway import presence
 from glovebox_server.gateway.e2b import api, listing, models, unserved, views
 from glovebox_server.manager import journal, keys, sandboxes
 from glovebox_server.model import ids, lifecycle, sandbox, template
@@ -53,7 +54,8 @@ class Control:
             auto_pause=bool(asked.autoPause),
             idempotency_key=_idempotency_key(call.headers.get("idempotency-key")),
         )
-        made = await self._sandboxes.create(request, call.key)
+        async with presence.watched(call.receive):  # nobody else will ever know its id
+            made = await self._sandboxes.create(request, call.key)
         return api.show(views.created(made, self._settings.domain), 201)
 
     async def list_v1(self, call: api.Call) -> responses.Response:

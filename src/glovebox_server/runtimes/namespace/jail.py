@@ -9,8 +9,8 @@ Runs in the zygote's child, as root of the zygote's user namespace (never the ho
     4. hide                                     what /proc would tell of the host
     5. host name
     6. pivot into the root                      the zygote's view is gone
-    7. limits, then enter user                  as its own first id, so that quotas count for it alone; made ahead, maps
-                                                written; from here on, powerless outside
+    7. limits, then enter user                  as its own first id, so that quotas count for it alone; made ahead, limits
+                                                and maps in it; from here on, powerless outside
     8. bounding set, seccomp, capabilities      what is left is a root that can only be root inside
 """
 
@@ -102,6 +102,7 @@ def enter(request: dict[str, Any], fds: Descriptors, seccomp: bytes, covers: dic
     syscalls.umount(".", syscalls.MNT_DETACH)
     os.chdir("/")
     _limit(request)
+    limit_users(int(request["pids"]))
     be_first_id(base)
     # Safety: gives up all power over the zygote's user namespace, and so over the namespaces above. Allowed, though
     # nothing is left of root, because this one belongs to the id that we have just become (user_namespaces(7)).
@@ -254,19 +255,34 @@ def _set_host_name(hostname: str) -> None:
 
 def _limit(request: dict[str, Any]) -> None:
     """Per-process limits, beside the control groups'. Hard limits: nothing inside can raise them."""
-    open_files = int(request["open_files"])
     limits = {
         resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_NOFILE: open_files,
-        resource.RLIMIT_NPROC: int(request["pids"]),
-        resource.RLIMIT_MEMLOCK: 64 * 1024,
-        resource.RLIMIT_MSGQUEUE: 819_200,
+        resource.RLIMIT_NOFILE: int(request["open_files"]),
         resource.RLIMIT_RTPRIO: 0,
         resource.RLIMIT_NICE: 0,
-        resource.RLIMIT_SIGPENDING: 4096,
     }
     if not request["limited"]:
         limits[resource.RLIMIT_AS] = int(request["memory_bytes"])  # no control group: for each process at least
+    _set_limits(limits)
+
+
+def limit_users(pids: int) -> None:
+    """What the kernel counts by user: for each user inside, and for all of them together.
+
+    A user namespace keeps these limits, as its maker has them, for the sum over its users (user_namespaces(7)); set again
+    in each process, they could only be lower.
+    """
+    _set_limits(
+        {
+            resource.RLIMIT_NPROC: pids,
+            resource.RLIMIT_MEMLOCK: 64 * 1024,
+            resource.RLIMIT_MSGQUEUE: 819_200,
+            resource.RLIMIT_SIGPENDING: 4096,
+        }
+    )
+
+
+def _set_limits(limits: dict[int, int]) -> None:
     for kind, value in limits.items():
         hard = resource.getrlimit(kind)[1]
         if hard != resource.RLIM_INFINITY and kind in _COUNTED_TOGETHER:

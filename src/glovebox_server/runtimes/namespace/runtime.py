@@ -1,13 +1,14 @@
 """The namespace runtime: a sandbox is one fork of a warm zygote into namespaces of its own.
 
-    create ── take a slot (ids) ── make a control group ── map the layers to the slot's ids ── ask the zygote to fork
-           ◀── "ready", with the new process's pid on the host (the kernel's word, not the guest's) ── in 3 to 5 ms
+    create ── take a slot (ids) ── ask the zygote to fork ── make a control group, map the layers to the slot's ids, hand in
+           ◀── "ready", with the new process's pid on the host (the kernel's word, not the guest's)
 
-What this process does needs root only for three things: control groups, mapping layers, id maps of the zygote.
+What this process does needs root only for four things: control groups, mapping layers, /dev, id maps of the zygote.
 """
 
 import asyncio
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -32,6 +33,19 @@ _ZYGOTES = "zygotes"
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid (unix(7), SCM_CREDENTIALS)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Warm:
+    """A zygote, and what is ready for its next sandboxes."""
+
+    zygote: zygotes.Zygote
+    slots: slots.Slots
+    networks: networks.Networks
+
+    async def let_go(self) -> None:
+        await self.slots.close()
+        await self.networks.close()
+
+
 class NamespaceRuntime:
     """See contract.runtime.Runtime."""
 
@@ -47,10 +61,8 @@ class NamespaceRuntime:
         self._hierarchy = None if isinstance(found, str) else found
         self._no_hierarchy = found if isinstance(found, str) else ""
         self._seccomp = b""
-        self._zygotes: dict[str, zygotes.Zygote] = {}  # by key
+        self._warm: dict[str, _Warm] = {}  # by key
         self._current: dict[str, str] = {}  # template id -> key
-        self._slots: dict[str, slots.Slots] = {}
-        self._networks: dict[str, networks.Networks] = {}
         self._instances: dict[ids.SandboxId, instance.NamespaceInstance] = {}
         self._preparing = asyncio.Lock()
 
@@ -75,11 +87,12 @@ class NamespaceRuntime:
             for folder in (self._zygote_dir, self._socket_dir):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             key = zygotes.key_of(template)
-            if key not in self._zygotes:
+            if key not in self._warm:
                 self._hold(await self._find_or_start(key, template))
-                await self._slots[key].fill()
-                await self._networks[key].fill()
-            await self._zygotes[key].filter_with(self._seccomp)
+            warm = self._warm[key]
+            await warm.slots.fill()
+            await warm.networks.fill()
+            await warm.zygote.filter_with(self._seccomp)
             self._current[template.template_id] = key
 
     async def _find_or_start(self, key: str, template: template.Template) -> zygotes.Zygote:
@@ -88,69 +101,81 @@ class NamespaceRuntime:
         if found is not None:
             return found
         group = self._hierarchy.create(_ZYGOTES, key) if self._hierarchy else None
-        return await zygotes.Zygote.start(folder, key, template, group)
+        try:
+            return await zygotes.Zygote.start(folder, key, template, group)
+        except BaseException:
+            if group is not None:
+                await groups.remove(group)
+            raise
 
     def _hold(self, zygote: zygotes.Zygote) -> None:
-        self._zygotes[zygote.facts.key] = zygote
-        self._slots[zygote.facts.key] = slots.Slots(zygote)
-        self._networks[zygote.facts.key] = networks.Networks(zygote)
+        self._warm[zygote.facts.key] = _Warm(zygote, slots.Slots(zygote), networks.Networks(zygote))
 
     async def _hold_found(self, key: str) -> bool:
         """Hold the zygote of this key if it lives. One at a time: a zygote obeys only who connected last."""
         async with self._preparing:
-            if key not in self._zygotes and (found := await zygotes.Zygote.find(self._zygote_dir / key)) is not None:
+            if key not in self._warm and (found := await zygotes.Zygote.find(self._zygote_dir / key)) is not None:
                 self._hold(found)
-            return key in self._zygotes
+            return key in self._warm
 
-    async def _end_zygote(self, key: str) -> None:
-        if key not in self._zygotes:
-            return  # another create has found it dead as well
-        zygote = self._zygotes.pop(key)
-        await self._let_go(key)
-        await zygote.end()
-        if self._hierarchy:
-            await groups.remove(self._hierarchy.group(_ZYGOTES, key))
-
-    async def _let_go(self, key: str) -> None:
-        await self._slots.pop(key).close()
-        await self._networks.pop(key).close()
+    async def _end(self, warm: _Warm) -> None:
+        """End the zygote; nothing when another call has. One at a time: the next one has the same folder and group."""
+        key = warm.zygote.facts.key
+        async with self._preparing:
+            if self._warm.get(key) is not warm:
+                return
+            del self._warm[key]
+            await warm.let_go()
+            await warm.zygote.end()
+            if self._hierarchy:
+                await groups.remove(self._hierarchy.group(_ZYGOTES, key))
 
     # -- sandboxes ----------------------------------------------------------------------------------------------------
 
     async def create(self, spec: sandbox.SandboxSpec, template: template.Template) -> runtime.Instance:
-        key = self._current.get(template.template_id, "")
-        failed = self._zygotes.get(key)
+        if template.template_id not in self._current:
+            raise errors.UnsupportedError(f"the template {template.template_id} is not prepared")
+        warm = await self._warmed(template)
         try:
-            made = await self._create(spec, template)
-        except errors.SandboxGoneError:
-            # The zygote has died (and with it all its sandboxes): a new one, once. Unless another create has already
-            # started it: that one has the same key, and sandboxes in it.
-            if self._zygotes.get(key) is failed:
-                await self._end_zygote(key)
-            await self.prepare(template)
-            made = await self._create(spec, template)
+            made = await self._create(spec, template, warm)
+        except (errors.SandboxGoneError, ProcessLookupError) as error:
+            if await warm.zygote.lives():
+                raise errors.UnsupportedError(f"the sandbox could not be made: {error}") from error
+            # It has died, and with it all its sandboxes: a new one, once, or the one that another create has started.
+            await self._end(warm)
+            made = await self._create(spec, template, await self._warmed(template))
         self._instances[spec.sandbox_id] = made
         return made
 
-    async def _create(self, spec: sandbox.SandboxSpec, template: template.Template) -> instance.NamespaceInstance:
-        key = self._current.get(template.template_id)
-        if key is None:
-            raise errors.UnsupportedError(f"the template {template.template_id} is not prepared")
-        pool = self._slots[key]
-        slot = await pool.take()
+    async def _warmed(self, template: template.Template) -> _Warm:
+        """The template's zygote; a new one when the last has died."""
+        warm = self._warm.get(self._current[template.template_id])
+        if warm is None:
+            await self.prepare(template)
+            warm = self._warm[self._current[template.template_id]]
+        return warm
+
+    async def _create(
+        self, spec: sandbox.SandboxSpec, template: template.Template, warm: _Warm
+    ) -> instance.NamespaceInstance:
+        if spec.resources.pids != warm.zygote.facts.pids:
+            raise errors.UnsupportedError(
+                f"{spec.resources.pids} processes: the limit is the template's ({warm.zygote.facts.pids}) in this runtime"
+            )
+        slot = await warm.slots.take()
         try:
-            return await self._create_in(slot, key, spec, template)
+            return await self._create_in(slot, warm, spec, template)
         except BaseException:
             try:
                 await self._clear(spec.sandbox_id)
             finally:
-                self._give_back(pool, slot)
+                self._give_back(warm.slots, slot)
             raise
 
     async def _create_in(
-        self, slot: slots.Slot, key: str, spec: sandbox.SandboxSpec, template: template.Template
+        self, slot: slots.Slot, warm: _Warm, spec: sandbox.SandboxSpec, template: template.Template
     ) -> instance.NamespaceInstance:
-        path, pool = self._socket_path(spec.sandbox_id), self._slots[key]
+        path, key = self._socket_path(spec.sandbox_id), warm.zygote.facts.key
         with contextlib.ExitStack() as stack:
             report, its_report = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             stack.enter_context(report)
@@ -162,12 +187,12 @@ class NamespaceRuntime:
             unless_made.callback(link.close)
             report.setblocking(False)
             report.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-            request = self._request(slot, key, spec, template)
-            await self._zygotes[key].spawn(request, [its_report.fileno(), listener.fileno()])
+            request = self._request(slot, warm, spec, template)
+            await warm.zygote.spawn(request, [its_report.fileno(), listener.fileno()])
             its_report.close()
             # From here on the zygote forks, on another core, while the rest is made.
             group = self._make_group(spec)
-            self._hand_in(report, stack, slot, key, template, group)
+            self._hand_in(report, stack, slot, warm, template, group)
             who = processes.identify(await _await_ready(report))
             record = {"pid": who.pid, "start_time": who.start_time, "slot": slot.number, "zygote": key}
             made = instance.NamespaceInstance(
@@ -177,7 +202,7 @@ class NamespaceRuntime:
                 path,
                 group,
                 record,
-                lambda: self._gone(spec.sandbox_id, pool, slot),
+                lambda: self._gone(spec.sandbox_id, warm.slots, slot),
                 link,
             )
             unless_made.pop_all()
@@ -188,7 +213,7 @@ class NamespaceRuntime:
         report: socket.socket,
         stack: contextlib.ExitStack,
         slot: slots.Slot,
-        key: str,
+        warm: _Warm,
         template: template.Template,
         group: cgroups.Group | None,
     ) -> None:
@@ -204,7 +229,7 @@ class NamespaceRuntime:
         if self._own_devices:
             fds.append(devices.make())
             stack.callback(os.close, fds[-1])
-        if (network := self._networks[key].take()) is not None:
+        if (network := warm.networks.take()) is not None:
             message["network"] = True
             fds.append(network)
             stack.callback(os.close, network)
@@ -212,12 +237,12 @@ class NamespaceRuntime:
             socket.send_fds(report, [json.dumps(message).encode()], fds)
 
     def _request(
-        self, slot: slots.Slot, key: str, spec: sandbox.SandboxSpec, template: template.Template
+        self, slot: slots.Slot, warm: _Warm, spec: sandbox.SandboxSpec, template: template.Template
     ) -> dict[str, Any]:
         return {
             "sandbox_id": spec.sandbox_id,
             "hostname": spec.hostname,
-            "base": self._zygotes[key].facts.window.base(slot.number),
+            "base": warm.zygote.facts.window.base(slot.number),
             "limited": self._hierarchy is not None,
             "layers": [layer.target for layer in template.layers],
             "memory_bytes": spec.resources.memory_bytes,
@@ -240,7 +265,7 @@ class NamespaceRuntime:
 
     def _give_back(self, pool: slots.Slots, slot: slots.Slot) -> None:
         """To the very pool it came from: that of a new zygote with the same key may have given the number to another."""
-        if pool not in self._slots.values():
+        if all(pool is not warm.slots for warm in self._warm.values()):
             slots.close(slot)
         else:
             pool.give_back(slot)
@@ -254,7 +279,7 @@ class NamespaceRuntime:
             return None
         identity = processes.Identity(int(record["pid"]), int(record["start_time"]))
         group = self._hierarchy.group(_SANDBOXES, sandbox_id) if self._hierarchy else None
-        slot, pool = slots.Slot(int(record["slot"]), -1), self._slots[key]
+        slot, pool = slots.Slot(int(record["slot"]), -1), self._warm[key].slots
         try:
             adopted = instance.NamespaceInstance(
                 sandbox_id,
@@ -284,29 +309,31 @@ class NamespaceRuntime:
                 await held.destroy()
             else:
                 await self._clear(sandbox_id)
-        for key in [key for key in self._zygotes if key not in self._current.values()]:
-            if not set(await self._zygotes[key].sandboxes()) & set(keep):
-                await self._end_zygote(key)
+        for key, warm in list(self._warm.items()):
+            if key not in self._current.values() and not set(await warm.zygote.sandboxes()) & set(keep):
+                await self._end(warm)
         await self._forget_dead_zygotes()
         return gone
 
     async def _forget_dead_zygotes(self) -> None:
         for folder in self._zygote_dir.glob("*"):
-            if folder.name not in self._zygotes:
+            if folder.name not in self._warm:
                 shutil.rmtree(folder, ignore_errors=True)
         if self._hierarchy:
             for name in self._hierarchy.children(_ZYGOTES):
-                if name not in self._zygotes:
+                if name not in self._warm:
                     await groups.remove(self._hierarchy.group(_ZYGOTES, name))
 
     async def _clear(self, sandbox_id: ids.SandboxId) -> None:
         """Leave nothing of a sandbox of which we hold no instance: half-made, or another server's."""
-        for zygote in list(self._zygotes.values()):
-            with contextlib.suppress(errors.SandboxGoneError):
-                await zygote.kill(sandbox_id)
-        if self._hierarchy:
-            await groups.remove(self._hierarchy.group(_SANDBOXES, sandbox_id))
         self._socket_path(sandbox_id).unlink(missing_ok=True)
+        try:
+            for warm in list(self._warm.values()):
+                with contextlib.suppress(errors.SandboxGoneError):
+                    await warm.zygote.kill(sandbox_id)
+        finally:  # also when a zygote is too busy to answer
+            if self._hierarchy:
+                await groups.remove(self._hierarchy.group(_SANDBOXES, sandbox_id))
 
     async def close(self, *, destroy: bool) -> None:
         for held in list(self._instances.values()):
@@ -315,12 +342,13 @@ class NamespaceRuntime:
             else:
                 held.release()
         self._instances.clear()
-        for key in list(self._zygotes):
+        for key, warm in list(self._warm.items()):
             if destroy:
-                await self._end_zygote(key)
+                await self._end(warm)
             else:
-                await self._let_go(key)
-                self._zygotes.pop(key).close()
+                await warm.let_go()
+                del self._warm[key]
+                warm.zygote.close()
         self._current.clear()
         if destroy and self._hierarchy:
             await groups.remove(self._hierarchy.group())
@@ -344,13 +372,20 @@ def _map_layer(layer: template.Layer, user_namespace: int) -> int:
 
 
 async def _await_ready(report: socket.socket) -> int:
-    """The new process's pid on the host, once it has entered the jail. Raises UnsupportedError, CapacityError."""
+    """The new process's pid on the host, once it has entered the jail.
+
+    Raises UnsupportedError, CapacityError, and SandboxGoneError when it has ended (the zygote too, perhaps).
+    """
     try:
         await waiting.readable(report.fileno(), _READY_TIMEOUT_S)
         data, ancillary, _, _ = report.recvmsg(4096, socket.CMSG_SPACE(_CREDENTIALS.size))
     except TimeoutError as error:
         raise errors.CapacityError(f"the sandbox was not ready within {_READY_TIMEOUT_S:.0f} s") from error
-    answer = json.loads(data) if data else {"error": "its process ended before it was ready"}
+    except ConnectionResetError:
+        data, ancillary = b"", []
+    if not data:
+        raise errors.SandboxGoneError("its process ended before it was ready")
+    answer = json.loads(data)
     if "ready" not in answer:
         raise errors.UnsupportedError(f"the sandbox could not be made: {answer.get('error')}")
     for level, kind, payload in ancillary:

@@ -4,7 +4,7 @@ Runs the template's Python inside the template's root (see `outer.py`), holds no
 control socket. Messages on it are JSON, one to a packet; descriptors ride along:
 
     {"op": "ping"}                                     ▶ {"ok": true, "sandboxes": [ids]}
-    {"op": "userns", "map": "0 65536 65536", "owner": 65536}
+    {"op": "userns", "map": "0 65536 65536", "owner": 65536, "pids": 1024}
                                                        ▶ {"ok": true} and a descriptor: a user namespace with that map
     {"op": "netns"}                                    ▶ {"ok": true} and a descriptor: a network namespace, loopback up
     {"op": "seccomp", "program": base64}               ▶ {"ok": true}: the filter of every sandbox from now on
@@ -48,9 +48,9 @@ class Zygote:
         self._children: dict[int, str] = {}  # pid in our namespace -> sandbox id
         self._covers = jail.covered("/proc")
         self._seccomp = b""
-        self._ready = agent.Ready(
-            contexts.Contexts, prepare_code=True
-        )  # imported here, not in each sandbox on first use
+        # Contexts are imported here, not in each sandbox on first use.
+        self._ready = agent.Ready(contexts.Contexts, prepare_code=True)
+        self._is_renewed = True
         _bound_quotas()
         self._own_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         self._own_network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -71,7 +71,10 @@ class Zygote:
 
     def _accept(self) -> None:
         """A server, new or restarted: the newest one is obeyed."""
-        connection, _ = self._listener.accept()
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:
+            return  # it has left again, or there is no descriptor free for it now
         self._drop_control()
         self._control = connection
         self._selector.register(connection, selectors.EVENT_READ, self._obey)
@@ -106,7 +109,7 @@ class Zygote:
         if op == "spawn":
             self._spawn(request, fds)
         elif op == "userns":
-            fd = _make_user_namespace(request["map"], int(request["owner"]))
+            fd = _make_user_namespace(request["map"], int(request["owner"]), int(request["pids"]))
             self._answer(request, {"ok": True}, [fd])
             os.close(fd)
         elif op == "netns":
@@ -155,6 +158,7 @@ class Zygote:
     def _spawn(self, request: dict[str, Any], fds: list[int]) -> None:
         report, listener = fds
         try:
+            self._renew()  # when that failed after the last fork
             pid = self._fork_into_new_pid_namespace()
             if pid == 0:
                 _become_sandbox(request, report, listener, self._seccomp, self._covers, self._ready)
@@ -165,7 +169,14 @@ class Zygote:
                 pass  # the server waits no longer. Not `_report`: that would end us, and every sandbox with us
             return
         self._children[pid] = request["sandbox_id"]
-        self._ready.renew()
+        self._is_renewed = False
+        self._renew()
+
+    def _renew(self) -> None:
+        """No two sandboxes ever get the same loop: what one has in the kernel would be the other's too."""
+        if not self._is_renewed:
+            self._ready.renew()
+            self._is_renewed = True
 
     def _fork_into_new_pid_namespace(self) -> int:
         # unshare(CLONE_NEWPID) moves only the children forked from here on; ours must go back, or the next
@@ -189,33 +200,35 @@ class Zygote:
             syscalls.setns(self._own_network, syscalls.CLONE_NEWNET)
 
 
-def _make_user_namespace(id_map: str, owner: int) -> int:
+def _make_user_namespace(id_map: str, owner: int, pids: int) -> int:
     """A user namespace that nobody lives in yet, as a descriptor: a child makes it, we write its maps, the child ends.
 
-    It belongs to `owner`, the first id in it, whom the kernel charges for what is used up in it (see `jail.be_first_id`).
+    It belongs to `owner`, the first id in it, whom the kernel charges for what is used up in it (see `jail.be_first_id`),
+    and keeps the limits that its maker has (see `jail.limit_users`).
     """
-    made_r, made_w = os.pipe()
-    done_r, done_w = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.close(done_w)
-            jail.be_first_id(owner)
-            syscalls.unshare(syscalls.CLONE_NEWUSER)
-            os.write(made_w, b"u")
-            os.read(done_r, 1)
-        finally:
-            os._exit(0)
-    os.close(made_w)
-    os.close(done_r)
+    made, making = os.pipe()
+    held, holding = os.pipe()
     try:
-        if not os.read(made_r, 1):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.close(holding)
+                jail.limit_users(pids)
+                jail.be_first_id(owner)
+                syscalls.unshare(syscalls.CLONE_NEWUSER)
+                os.write(making, b"u")
+                os.read(held, 1)  # until we are closed
+            finally:
+                os._exit(0)
+        os.close(making)
+        making = -1
+        if not os.read(made, 1):
             raise OSError("a user namespace could not be made (see /proc/sys/user)")
         _write_maps(pid, id_map)
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
-        os.close(made_r)
-        os.close(done_w)
+        for fd in (made, making, held, holding):
+            _close(fd)
 
 
 def _bound_quotas() -> None:
@@ -273,7 +286,7 @@ def _close_all_but(keep: set[int]) -> None:
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     start = 3
-    for fd in sorted(keep - {-1}):
+    for fd in sorted(keep):
         os.closerange(start, fd)
         start = fd + 1
     os.closerange(start, 1 << 20)

@@ -41,6 +41,7 @@ class Facts:
     gid_map: str
     slots: int
     narrow: bool
+    pids: int  # the limit that its sandboxes' user namespaces are made with
 
     @property
     def window(self) -> ids.Window:
@@ -48,7 +49,7 @@ class Facts:
 
 
 def key_of(made_of: template.Template) -> str:
-    """A name for everything that a zygote of this template is warm with."""
+    """A name for everything that a zygote of this template is warm with, and its sandboxes are bound by."""
     root = made_of.layers[0].source
     archive = root / made_of.guest_archive.lstrip("/")
     facts = [
@@ -57,6 +58,7 @@ def key_of(made_of: template.Template) -> str:
         made_of.python,
         made_of.path,
         list(made_of.warm_modules),
+        made_of.resources.pids,
         hashlib.sha256(archive.read_bytes()).hexdigest(),
     ]
     return f"{made_of.template_id}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}"
@@ -81,9 +83,7 @@ class Zygote:
             zygote = cls(folder, facts, _connect(folder))
         except (OSError, ValueError, TypeError):
             return None
-        try:
-            await zygote.sandboxes()
-        except errors.SandboxGoneError:
+        if not await zygote.lives():
             zygote.close()
             return None
         return zygote
@@ -106,7 +106,16 @@ class Zygote:
                 if fd >= 0:
                     os.close(fd)
         who = processes.identify(pid)
-        facts = Facts(key, pid, who.start_time, window.uid_map, window.gid_map, window.slots, window.narrow)
+        facts = Facts(
+            key,
+            pid,
+            who.start_time,
+            window.uid_map,
+            window.gid_map,
+            window.slots,
+            window.narrow,
+            made_of.resources.pids,
+        )
         (folder / "zygote.json").write_text(json.dumps(dataclasses.asdict(facts)))
         zygote = cls(folder, facts, _connect(folder))
         try:
@@ -124,10 +133,19 @@ class Zygote:
         reply, _ = await self._request({"op": "ping"})
         return list(reply.get("sandboxes", []))
 
+    async def lives(self) -> bool:
+        """Whether it answers. Raises CapacityError when it is too busy to."""
+        try:
+            await self.sandboxes()
+        except errors.SandboxGoneError:
+            return False
+        return True
+
     async def user_namespace(self, slot: int) -> int:
         """A descriptor of a user namespace with this slot's ids. Raises CapacityError, SandboxGoneError."""
         window = self.facts.window
-        reply, fds = await self._request({"op": "userns", "map": window.map(slot), "owner": window.base(slot)})
+        request = {"op": "userns", "map": window.map(slot), "owner": window.base(slot), "pids": self.facts.pids}
+        reply, fds = await self._request(request)
         if not fds:
             raise errors.CapacityError(f"no further user namespace: {reply.get('error')}")
         return fds[0]
