@@ -10,7 +10,7 @@ from glovebox_guest import parameters, refusals
 
 CHUNK_BYTES = 64 * 1024
 CONNECT_TIMEOUT_S = 10.0
-MAX_CONNECTIONS = 512
+MAX_CONNECTIONS = 2048
 _ADDRESSES = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 
 
