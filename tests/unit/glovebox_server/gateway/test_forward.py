@@ -150,25 +150,3 @@ async def test_unknown_sandbox(world):
 def test_end_to_end():
     headers = [(b"Connection", b"close, X-A"), (b"x-a", b"1"), (b"TE", b"trailers"), (b"b", b"2")]
     assert forward.end_to_end(headers) == [(b"b", b"2")]
-
-
-async def test_upgrades_are_refused_and_say_so(world, box):
-    headers = {**port_host(box), "Connection": "keep-alive, Upgrade", "Upgrade": "websocket"}
-    answer = await world.client.get("/", headers=headers)
-    assert answer.status_code == 501
-    assert "websocket is not served" in answer.json()["message"]
-
-
-@pytest.mark.parametrize(
-    ("connection", "offered", "found"),
-    [
-        (b"Upgrade", b"WebSocket", "WebSocket"),
-        (b"close, upgrade", b"h2c, tls/1.0", "tls/1.0"),
-        (b"Upgrade, HTTP2-Settings", b"h2c", None),
-        (b"close", b"websocket", None),
-        (b"Upgrade", b"", None),
-        (b"Upgrade", b"\x1b[31m", "\\x1b[31m"),
-    ],
-)
-def test_upgrade(connection, offered, found):
-    assert forward.upgrade([(b"connection", connection), (b"upgrade", offered)]) == found
