@@ -166,7 +166,7 @@ async def encoded(codec: Codec, answer: message.Message) -> bytes:
 
 
 def _fill_json(body: bytes, found: message.Message) -> object:
-    content = json.loads(body or b"{}")
+    content = json.loads(body.decode() or "{}")  # decoded first: of bytes, json would take UTF-16, too
     _check_shape(content, found.DESCRIPTOR)
     return json_format.ParseDict(content, found, ignore_unknown_fields=True)
 
