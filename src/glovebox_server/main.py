@@ -229,6 +229,7 @@ async def _doctor(settings: config.Settings) -> int:
                 "runtime": probe.runtime,
                 "available": probe.available,
                 "boundary": probe.boundary,
+                "capabilities": sorted(probe.capabilities),
                 "missing": list(probe.missing),
                 "fix": list(probe.fix),
                 "notes": list(probe.notes),

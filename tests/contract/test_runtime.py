@@ -583,6 +583,146 @@ async def test_two_sandboxes_do_not_end_together(world, made):
     assert out == b"alive\n"
 
 
+# --- pausing (every runtime here has the capability; a host without a freezer would fail these, and is to) ---
+
+COUNT = "i=0; while true; do i=$((i+1)); echo $i > {}; done"
+
+
+async def counting(world, face):
+    """A program that writes ever larger numbers; its pid, and how far it is."""
+    path = f"{world.case.workdir}/count-{ids.new_sandbox_id()}"
+    pid = await begin(start(face, "sh", "-c", COUNT.format(path), tag="counter"))
+
+    async def count():
+        out, _, _ = await run(face, "cat", path)
+        return int(out or 0)
+
+    await eventually(lambda: larger(count, 0))
+    return pid, count
+
+
+async def larger(count, than):
+    return await count() > than
+
+
+async def used(world, sandbox_id):
+    return (await world.node.usage(sandbox_id)).cpu_seconds
+
+
+@pytest.fixture
+async def other(world):
+    """A sandbox that is always busy: what it does is how time is told."""
+    made = await world.create()
+    await begin(start(world.node.guest(made.sandbox_id), "sh", "-c", "while true; do :; done"))
+    return made
+
+
+async def stands_still(world, made, other):
+    """Whether it takes no processor time while the other takes a good deal of it."""
+    before, other_before = await used(world, made.sandbox_id), await used(world, other.sandbox_id)
+
+    async def other_went_on():
+        return await used(world, other.sandbox_id) > other_before + 0.2
+
+    await eventually(other_went_on)
+    return await used(world, made.sandbox_id) == before
+
+
+async def test_pause_is_a_capability(world):
+    (probe,) = await world.node.probe()
+    assert "pause" in probe.capabilities
+    assert world.node.capabilities(world.runtime_name) == probe.capabilities
+
+
+async def test_a_paused_sandbox_stands_still_and_goes_on(world, made, other, face):
+    pid, count = await counting(world, face)
+    context = (await face.create_context(language="python", cwd=world.case.workdir)).context_id
+    await execute(face, context, "x = 42")
+    assert not await stands_still(world, made, other)  # so that the next line could fail
+    for _ in range(3):
+        await world.node.pause(made.sandbox_id)
+        await world.node.pause(made.sandbox_id)
+        assert await stands_still(world, made, other)
+        assert (await world.node.usage(made.sandbox_id)).memory_bytes > 0
+        await world.node.resume(made.sandbox_id)
+        await world.node.resume(made.sandbox_id)
+        seen = await count()
+        await eventually(lambda seen=seen: larger(count, seen))
+    assert [(process.pid, process.tag) for process in await face.list_processes()] == [(pid, "counter")]
+    assert (await face.env())["GREETING"] == "hello"
+    (result,) = of(await execute(face, context, "x"), contract.Result)
+    assert result.data["text/plain"] == "42"
+    assert world.ended == {}
+
+
+async def test_calls_to_a_paused_sandbox_end_at_once(world, made, face):
+    events = start(face, "sleep", "600")
+    await begin(events)
+    await world.node.pause(made.sandbox_id)
+    with pytest.raises(errors.SandboxGoneError):
+        await finish(events)
+    with pytest.raises(errors.SandboxGoneError, match="paused"):
+        await face.env()
+    await world.node.resume(made.sandbox_id)
+    assert (await face.env())["GREETING"] == "hello"
+
+
+async def test_a_fork_storm_is_paused_too(world, made, other, face):
+    await begin(start(face, "sh", "-c", "while true; do (true; true) & wait; done"))
+    await world.node.pause(made.sandbox_id)
+    assert await stands_still(world, made, other)
+    await world.node.resume(made.sandbox_id)
+
+
+async def test_a_paused_sandbox_is_destroyed_and_leaves_nothing(world, made, face):
+    await begin(start(face, "sh", "-c", STUBBORN))
+    await counting(world, face)
+    await world.node.pause(made.sandbox_id)
+    await asyncio.wait_for(world.node.destroy(made.sandbox_id), WAIT_S)
+    assert marked(made.sandbox_id) == []
+    await world.node.destroy(made.sandbox_id)
+    with pytest.raises(errors.SandboxGoneError):
+        await world.node.resume(made.sandbox_id)
+
+
+async def test_destroyed_while_it_is_being_paused(world, made, face):
+    await begin(start(face, "sh", "-c", STUBBORN))
+    pausing = asyncio.create_task(world.node.pause(made.sandbox_id))
+    await asyncio.sleep(0)
+    await asyncio.wait_for(world.node.destroy(made.sandbox_id), WAIT_S)
+    await asyncio.wait([pausing])
+    assert marked(made.sandbox_id) == []
+
+
+async def test_a_paused_sandbox_outlives_a_crash(world, made, other, face):
+    await counting(world, face)
+    await world.node.pause(made.sandbox_id)
+    await world.crash()
+    assert await world.node.adopt(other.sandbox_id, world.runtime_name, other.record) is not None
+    again = await world.node.adopt(made.sandbox_id, world.runtime_name, made.record, paused=True)
+    assert again is not None
+    assert await stands_still(world, made, other)
+    await world.node.resume(made.sandbox_id)
+    face = world.node.guest(made.sandbox_id)
+    assert (await face.env())["GREETING"] == "hello"
+    assert [process.tag for process in await face.list_processes()] == ["counter"]
+
+
+async def test_one_found_paused_that_is_to_run_runs(world, made):
+    await world.node.pause(made.sandbox_id)
+    await world.crash()
+    assert await world.node.adopt(made.sandbox_id, world.runtime_name, made.record) is not None
+    assert (await world.node.guest(made.sandbox_id).env())["GREETING"] == "hello"
+
+
+async def test_a_paused_sandbox_is_swept_after_a_crash(world, made, face):
+    await begin(start(face, "sh", "-c", STUBBORN))
+    await world.node.pause(made.sandbox_id)
+    await world.crash()
+    assert await asyncio.wait_for(world.node.sweep([]), WAIT_S) == [made.sandbox_id]
+    assert marked(made.sandbox_id) == []
+
+
 # --- after a crash of the server ---
 
 

@@ -33,14 +33,31 @@ class Node(Protocol):
     async def probe(self) -> Sequence[runtime.Probe]:
         """What every runtime can do here."""
 
+    def capabilities(self, runtime: str) -> frozenset[str]:
+        """What sandboxes of this runtime can do here (contract.runtime.Probe); nothing for an unknown runtime."""
+
     async def create(self, spec: sandbox.SandboxSpec, runtime: str) -> Made:
         """Make one, configured and ready. Raises UnsupportedError, CapacityError, TemplateNotFoundError; leaves nothing then."""
 
-    async def adopt(self, sandbox_id: ids.SandboxId, runtime: str, record: Mapping[str, Any]) -> Made | None:
-        """Take one back that an earlier server made; None if it is no more."""
+    async def adopt(
+        self, sandbox_id: ids.SandboxId, runtime: str, record: Mapping[str, Any], *, paused: bool = False
+    ) -> Made | None:
+        """Take one back that an earlier server made; None if it is no more. It is `paused` afterwards, or runs."""
 
     async def sweep(self, keep: Sequence[ids.SandboxId]) -> Sequence[ids.SandboxId]:
         """Destroy every instance that is not in `keep`."""
+
+    async def check(self, sandbox_id: ids.SandboxId) -> None:
+        """See that its guest agent answers. Raises SandboxGoneError; CapacityError when it does not answer in time."""
+
+    async def pause(self, sandbox_id: ids.SandboxId) -> None:
+        """Stop it where it stands. Its open calls end with SandboxGoneError, and so do new ones. Twice is once.
+
+        Raises SandboxGoneError, UnsupportedError; CapacityError when it takes too long. It runs on then.
+        """
+
+    async def resume(self, sandbox_id: ids.SandboxId) -> None:
+        """Let it go on; its guest agent answers when this returns. Twice is once. Raises SandboxGoneError."""
 
     async def destroy(self, sandbox_id: ids.SandboxId) -> None:
         """End it and leave nothing. Safe at any moment, twice, and for an unknown id."""

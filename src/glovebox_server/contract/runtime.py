@@ -47,11 +47,24 @@ class Instance(Protocol):
     async def usage(self) -> resources.Usage:
         """Measured from outside. Raises SandboxGoneError."""
 
+    async def pause(self) -> None:
+        """Stop all that runs in it where it stands; memory is kept. Nothing happens when it is paused already.
+
+        No link is open then, and none is opened before `resume`. Called only where the runtime has the capability
+        `pause`. Raises SandboxGoneError, and CapacityError when it takes too long; then it runs on.
+        """
+
+    async def resume(self) -> None:
+        """Let it go on. Nothing happens when it is not paused. Raises SandboxGoneError."""
+
     async def wait(self) -> str:
         """Return when the instance is no longer alive, with the reason in words. Any number may wait."""
 
     async def destroy(self) -> None:
-        """End it and leave nothing behind: no process, cgroup, mount, namespace or file."""
+        """End it, paused or not, and leave nothing behind: no process, cgroup, mount, namespace or file.
+
+        Nothing of a paused one runs again.
+        """
 
 
 class Runtime(Protocol):
@@ -59,6 +72,10 @@ class Runtime(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """Those of `probe`, known without a trial."""
 
     async def probe(self) -> Probe:
         """Try it out (start something small under a time limit), do not guess from versions."""
@@ -73,7 +90,10 @@ class Runtime(Protocol):
         """
 
     async def adopt(self, sandbox_id: ids.SandboxId, record: Mapping[str, Any]) -> Instance | None:
-        """The instance that an earlier server made, if it still lives; None, and nothing left of it, if not."""
+        """The instance that an earlier server made, if it still lives; None, and nothing left of it, if not.
+
+        One that is paused still is.
+        """
 
     async def sweep(self, keep: Collection[ids.SandboxId]) -> list[ids.SandboxId]:
         """Destroy every instance of this runtime (in this data folder) that is not in `keep`; return which.

@@ -1,4 +1,4 @@
-"""Control groups, v2 (the normal case) and v1, behind one face: limits, joining, usage, removal (cgroups(7)).
+"""Control groups, v2 (the normal case) and v1, behind one face: limits, joining, usage, freezing, removal (cgroups(7)).
 
 A `Hierarchy` is where this host has its controllers; a `Group` is one directory in it (v1: one for each controller).
 Only directories that this module made are ever changed or removed.
@@ -14,6 +14,7 @@ from typing import Protocol
 from glovebox_server.model import resources
 
 _V1_CONTROLLERS = ("memory", "cpu", "cpuacct", "pids")
+_V1_FREEZER = "freezer"  # not on every host: without it sandboxes cannot be paused
 _V2_CONTROLLERS = ("memory", "cpu", "pids")
 _CPU_PERIOD_US = 100_000
 
@@ -36,6 +37,27 @@ class Group(Protocol):
 
     def usage(self) -> resources.Usage: ...
 
+    @property
+    def can_freeze(self) -> bool:
+        """Whether it has a freezer; if not, `freeze` is not to be called. One made by an earlier version may have none."""
+
+    def freeze(self) -> None:
+        """Ask the kernel to stop every member where it stands; `is_frozen` tells when that is so.
+
+        To be asked again as long as it is not: with v1 what is started meanwhile may slip through.
+        """
+
+    def thaw(self) -> None:
+        """Let them go on. Nothing happens when they are not frozen.
+
+        With v1 a frozen process cannot die, of SIGKILL neither: what is to be ended is killed first and then thawed, so
+        that none of it runs again in between.
+        """
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether every member stands still."""
+
     def remove(self) -> None:
         """Remove it and all below it. Nothing happens when it is gone.
 
@@ -49,6 +71,10 @@ class Hierarchy(Protocol):
 
     @property
     def version(self) -> int: ...
+
+    @property
+    def can_freeze(self) -> bool:
+        """Whether groups that are made here can be frozen."""
 
     def group(self, *names: str) -> Group:
         """The group at this path below our own root; made when `create` is called, or found."""
@@ -68,7 +94,8 @@ def detect(name: str, root: pathlib.Path = pathlib.Path("/sys/fs/cgroup")) -> Hi
         return f"no cgroup controller for {', '.join(missing)} is mounted below {root}"
     if not all(os.access(root / controller, os.W_OK) for controller in _V1_CONTROLLERS):
         return f"the cgroup v1 controllers below {root} belong to root"
-    return V1(root, name)
+    freezer = root / _V1_FREEZER
+    return V1(root, name, can_freeze=(freezer / "tasks").exists() and os.access(freezer, os.W_OK))
 
 
 def _detect_v2(name: str, root: pathlib.Path) -> Hierarchy | str:
@@ -124,9 +151,14 @@ class V1:
     root: pathlib.Path
     name: str
     version: int = 1
+    can_freeze: bool = True
+
+    @property
+    def _controllers(self) -> tuple[str, ...]:
+        return (*_V1_CONTROLLERS, _V1_FREEZER) if self.can_freeze else _V1_CONTROLLERS
 
     def group(self, *names: str) -> "V1Group":
-        return V1Group(tuple(self.root.joinpath(c, self.name, *names) for c in _V1_CONTROLLERS))
+        return V1Group(tuple(self.root.joinpath(c, self.name, *names) for c in self._controllers))
 
     def create(self, *names: str) -> "V1Group":
         group = self.group(*names)
@@ -135,13 +167,13 @@ class V1:
         return group
 
     def children(self, *names: str) -> list[str]:
-        found = {child for c in _V1_CONTROLLERS for child in _children(self.root.joinpath(c, self.name, *names))}
+        found = {child for c in self._controllers for child in _children(self.root.joinpath(c, self.name, *names))}
         return sorted(found)
 
 
 @dataclasses.dataclass(frozen=True)
 class V1Group:
-    """The same path in each controller's tree."""
+    """The same path in each controller's tree; the freezer's is the last one, where there is a freezer."""
 
     paths: Sequence[pathlib.Path]
 
@@ -175,6 +207,25 @@ class V1Group:
             oom_kills=_field(memory / "memory.oom_control", "oom_kill"),
         )
 
+    @property
+    def can_freeze(self) -> bool:
+        return len(self.paths) > len(_V1_CONTROLLERS) and self._state.exists()
+
+    @property
+    def _state(self) -> pathlib.Path:
+        return self.paths[-1] / "freezer.state"  # THAWED, FREEZING or FROZEN
+
+    def freeze(self) -> None:
+        _write(self._state, "FROZEN")
+
+    def thaw(self) -> None:
+        if self.can_freeze:
+            _write(self._state, "THAWED")
+
+    @property
+    def is_frozen(self) -> bool:
+        return self.can_freeze and self._state.read_text().strip() == "FROZEN"
+
     def remove(self) -> None:
         for path in self.paths:
             _remove_tree(path)
@@ -187,6 +238,7 @@ class V2:
     root: pathlib.Path
     name: str
     version: int = 2
+    can_freeze: bool = True  # since Linux 5.2; what else we need (overlays in a user namespace) is of 5.11
 
     def group(self, *names: str) -> "V2Group":
         return V2Group(self.root.joinpath(self.name, *names))
@@ -213,6 +265,7 @@ class V2Group:
     """One directory."""
 
     path: pathlib.Path
+    can_freeze: bool = True
 
     def limit(self, limits: resources.Resources) -> None:
         _write(self.path / "memory.max", str(limits.memory_bytes))
@@ -236,6 +289,16 @@ class V2Group:
             pids=_number(self.path / "pids.current"),
             oom_kills=_field(self.path / "memory.events", "oom_kill"),
         )
+
+    def freeze(self) -> None:
+        _write(self.path / "cgroup.freeze", "1")
+
+    def thaw(self) -> None:
+        _write(self.path / "cgroup.freeze", "0")
+
+    @property
+    def is_frozen(self) -> bool:
+        return _field(self.path / "cgroup.events", "frozen") == 1
 
     def remove(self) -> None:
         _remove_tree(self.path)

@@ -50,6 +50,7 @@ class LinkedGuest:
         self._limits = limits
         self._current: guest_link.GuestLink | None = None
         self._opening = asyncio.Lock()
+        self._suspended = False
         self._end: errors.SandboxGoneError | None = None
 
     async def ready(self) -> None:
@@ -62,6 +63,16 @@ class LinkedGuest:
             self._end = errors.SandboxGoneError("the sandbox has ended")
         if self._current is not None:
             self._current.close()
+
+    def suspend(self) -> None:
+        """Let go of the link until `unsuspend`: meanwhile every call raises SandboxGoneError, those that are open too."""
+        self._suspended = True
+        if self._current is not None:
+            self._current.close()
+
+    def unsuspend(self) -> None:
+        """Calls open a new link again."""
+        self._suspended = False
 
     # --- the sandbox ---
 
@@ -254,7 +265,7 @@ class LinkedGuest:
                 self._current = await guest_link.GuestLink.attach(
                     await self._open_socket(), self._violated, **self._limits
                 )
-                if self._end is not None:  # closed while it was being opened
+                if self._end is not None or self._suspended:  # closed while it was being opened
                     self._current.close()
             return self._current
 
@@ -266,6 +277,8 @@ class LinkedGuest:
     def _check_alive(self) -> None:
         if self._end is not None:
             raise type(self._end)(str(self._end))
+        if self._suspended:
+            raise errors.SandboxGoneError("the sandbox is paused")
 
     async def _open(self, op: str, parameters: Mapping[str, Any]) -> guest_channel.Channel:
         limit = _MESSAGE_BYTES.get(op, guest_link.DEFAULT_MESSAGE_BYTES)

@@ -1,6 +1,6 @@
 """The node that is this very process: it makes instances, holds them and their guests, sees them end, and ends them.
 
-    create ──▶ making ──▶ held ──▶ ending ──▶ (nothing)
+    create ──▶ making ──▶ held ──▶ ending ──▶ (nothing)          held: running or, between pause and resume, not
                  │ failed, cancelled, destroyed ▲   by destroy(); or by itself: the instance died, or its guest broke
                  └──────────────────────────────┘   the link's protocol, and then `on_ended` is told
 
@@ -25,6 +25,7 @@ from glovebox_server.node import guest
 
 CREATE_TIMEOUT_S = 60.0
 ADOPT_TIMEOUT_S = 30.0
+HEALTHY_WITHIN_S = 5.0
 
 _log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -81,6 +82,9 @@ class LocalNode:
     async def probe(self) -> Sequence[runtime_contract.Probe]:
         return await asyncio.gather(*(runtime.probe() for runtime in self._runtimes.values()))
 
+    def capabilities(self, runtime: str) -> frozenset[str]:
+        return self._runtimes[runtime].capabilities if runtime in self._runtimes else frozenset()
+
     async def create(self, spec: sandbox.SandboxSpec, runtime: str) -> node_contract.Made:
         sandbox_id = spec.sandbox_id
         if sandbox_id in self._held or sandbox_id in self._making or sandbox_id in self._ending:
@@ -98,7 +102,7 @@ class LocalNode:
             self._making.pop(sandbox_id, None)
 
     async def adopt(
-        self, sandbox_id: ids.SandboxId, runtime: str, record: Mapping[str, Any]
+        self, sandbox_id: ids.SandboxId, runtime: str, record: Mapping[str, Any], *, paused: bool = False
     ) -> node_contract.Made | None:
         if runtime not in self._runtimes:
             raise errors.UnsupportedError(f"this node has no runtime '{runtime}'")
@@ -110,7 +114,7 @@ class LocalNode:
         held = self._new_held(instance)
         try:
             async with asyncio.timeout(ADOPT_TIMEOUT_S):
-                await held.guest.ready()
+                await (_pause(held) if paused else _resume(held))
         except (errors.SandboxGoneError, TimeoutError) as error:
             await self._discard(held)
             _log.warning("sandbox not adopted", sandbox_id=sandbox_id, reason=str(error))
@@ -128,6 +132,21 @@ class LocalNode:
         for runtime in self._runtimes.values():
             unwanted += await runtime.sweep(kept)
         return unwanted
+
+    async def check(self, sandbox_id: ids.SandboxId) -> None:
+        try:
+            async with asyncio.timeout(HEALTHY_WITHIN_S):
+                await self._get(sandbox_id).guest.env()
+        except TimeoutError as error:
+            raise errors.CapacityError(
+                f"the guest agent of sandbox {sandbox_id} did not answer within {HEALTHY_WITHIN_S:.0f} s"
+            ) from error
+
+    async def pause(self, sandbox_id: ids.SandboxId) -> None:
+        await _pause(self._get(sandbox_id))
+
+    async def resume(self, sandbox_id: ids.SandboxId) -> None:
+        await _resume(self._get(sandbox_id))
 
     async def destroy(self, sandbox_id: ids.SandboxId) -> None:
         making = self._making.get(sandbox_id)
@@ -262,6 +281,22 @@ class LocalNode:
         if held is None:
             raise errors.SandboxGoneError(f"sandbox {sandbox_id} is not on this node")
         return held
+
+
+async def _pause(held: _Held) -> None:
+    # The link goes first: whoever waits at it is told, and the silence of a frozen guest is nobody's reason to end it.
+    held.guest.suspend()
+    try:
+        await held.instance.pause()
+    except BaseException:
+        held.guest.unsuspend()
+        raise
+
+
+async def _resume(held: _Held) -> None:
+    await held.instance.resume()
+    held.guest.unsuspend()
+    await held.guest.ready()
 
 
 async def _first_of(ends: Awaitable[str], broken: asyncio.Future[str]) -> str:

@@ -101,6 +101,23 @@ class FakeInstance:
             oom_kills=0,
         )
 
+    async def pause(self) -> None:
+        pids = _freeze_trees({self._root()})
+        async with asyncio.timeout(_KILL_TIMEOUT_S):
+            while not all(map(_stands_still, pids)):  # noqa: ASYNC110 - SIGSTOP is obeyed a little later, and says nothing
+                await asyncio.sleep(0.001)
+
+    async def resume(self) -> None:
+        root = self._root()
+        for pid in (root, *_descendants(root)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    def _root(self) -> int:
+        if self._ended.is_set():
+            raise errors.SandboxGoneError(f"sandbox {self._sandbox_id} has ended")
+        return self._identity.pid
+
     async def wait(self) -> str:
         await self._ended.wait()
         return "its guest agent ended"
@@ -138,7 +155,13 @@ class FakeRuntime:
         return "fake"
 
     async def probe(self) -> runtime.Probe:
-        return runtime.Probe("fake", available=True, boundary=BOUNDARY, notes=("it isolates nothing",))
+        return runtime.Probe(
+            "fake", available=True, boundary=BOUNDARY, notes=("it isolates nothing",), capabilities=self.capabilities
+        )
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        return frozenset(("pause",))
 
     async def prepare(self, template: template.Template) -> None:
         self._data_folder.mkdir(parents=True, exist_ok=True)
@@ -235,6 +258,12 @@ def _freeze_trees(roots: set[int]) -> set[int]:
                 os.kill(pid, signal.SIGSTOP)
         frozen |= fresh
     return frozen
+
+
+def _stands_still(pid: int) -> bool:
+    """Whether it is stopped, or has ended."""
+    stat = _stat(pid)
+    return stat is None or stat[0] in b"TtZX"
 
 
 def _members(folder: pathlib.Path) -> Iterator[int]:

@@ -40,6 +40,7 @@ class NamespaceInstance:
         self._waiting_link = link
         self._pidfd = processes.open_pidfd(identity)
         self._ended = asyncio.get_running_loop().create_future()
+        self._doomed = False
         self._cleaned = False
         asyncio.get_running_loop().add_reader(self._pidfd, self._process_ended)
 
@@ -77,16 +78,45 @@ class NamespaceInstance:
         except OSError as error:
             raise errors.SandboxGoneError("the sandbox has ended") from error
 
+    async def pause(self) -> None:
+        if self._group is None or not self._group.can_freeze:
+            raise errors.UnsupportedError("the sandbox cannot be paused: this host gives us no freezer control group")
+        try:
+            await groups.freeze(self._group, self._is_ending)
+        except OSError as error:
+            raise errors.SandboxGoneError("the sandbox has ended") from error
+        if self._is_ending():
+            raise errors.SandboxGoneError("the sandbox has ended")
+
+    async def resume(self) -> None:
+        if self._is_ending():
+            raise errors.SandboxGoneError("the sandbox has ended")
+        if self._group is not None:
+            try:
+                self._group.thaw()
+            except OSError as error:
+                raise errors.SandboxGoneError("the sandbox has ended") from error
+
+    def _is_ending(self) -> bool:
+        return self._doomed or self._ended.done()
+
     async def wait(self) -> str:
         return str(await asyncio.shield(self._ended))
 
-    async def destroy(self) -> None:
-        if self._cleaned:
-            return
+    def kill(self) -> None:
+        """Let it die, though it be frozen: `wait` returns soon. It is still to be destroyed."""
+        self._doomed = True
         with contextlib.suppress(ProcessLookupError):
             # Safety: a pidfd cannot mean another process. SIGKILL to process 1 of the pid namespace ends them all, and
             # its exit is reported only when they are gone.
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        if self._group is not None:
+            groups.let_die(self._group)
+
+    async def destroy(self) -> None:
+        if self._cleaned:
+            return
+        self.kill()
         async with asyncio.timeout(_DEATH_TIMEOUT_S):
             await asyncio.shield(self._ended)
         if self._group is not None:

@@ -50,7 +50,9 @@ _REMEDIES = {
 }
 
 
-async def probe(boundary: str, hierarchy: cgroups.Hierarchy | None, no_control_groups: str) -> runtime.Probe:
+async def probe(
+    boundary: str, hierarchy: cgroups.Hierarchy | None, no_control_groups: str, capabilities: frozenset[str]
+) -> runtime.Probe:
     """See contract.runtime.Runtime.probe."""
     reached = await _try()
     missing, fixes = [], []
@@ -73,8 +75,10 @@ async def probe(boundary: str, hierarchy: cgroups.Hierarchy | None, no_control_g
         notes.append("without root, the files of /usr belong to nobody inside, so that sudo does not work there")
     if no_control_groups:
         notes.append(f"limits hold for each process, not for a sandbox as a whole: {no_control_groups}")
+    if "pause" not in capabilities:
+        notes.append("sandboxes cannot be paused: there is no freezer among the control groups we may use")
     return runtime.Probe(
-        "namespace", not missing, boundary, tuple(missing), tuple(dict.fromkeys(fixes)), tuple(notes), frozenset()
+        "namespace", not missing, boundary, tuple(missing), tuple(dict.fromkeys(fixes)), tuple(notes), capabilities
     )
 
 

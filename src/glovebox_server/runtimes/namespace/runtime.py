@@ -67,7 +67,12 @@ class NamespaceRuntime:
         self._preparing = asyncio.Lock()
 
     async def probe(self) -> runtime.Probe:
-        return await probing.probe(self._boundary(), self._hierarchy, self._no_hierarchy)
+        return await probing.probe(self._boundary(), self._hierarchy, self._no_hierarchy, self.capabilities)
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        can_pause = self._hierarchy is not None and self._hierarchy.can_freeze
+        return frozenset(("pause",)) if can_pause else frozenset()
 
     def _boundary(self) -> str:
         limits = (
@@ -126,6 +131,10 @@ class NamespaceRuntime:
                 return
             del self._warm[key]
             await warm.let_go()
+            for held in list(self._instances.values()):
+                # Whoever lives in it dies with it; a paused one could not, and the zygote would wait for it.
+                if held.record()["zygote"] == key:
+                    held.kill()
             await warm.zygote.end()
             if self._hierarchy:
                 await groups.remove(self._hierarchy.group(_ZYGOTES, key))

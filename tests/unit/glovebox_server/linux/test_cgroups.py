@@ -20,7 +20,7 @@ class FakeV2(pathlib.PosixPath):
     def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
         super().mkdir(mode, parents, exist_ok)
         enabled = (self.parent / "cgroup.subtree_control").read_text().split()
-        files = ["cgroup.procs", "cgroup.subtree_control"]
+        files = ["cgroup.procs", "cgroup.subtree_control", "cgroup.freeze", "cgroup.events"]
         for controller, names in {
             "memory": ["memory.max", "memory.swap.max", "memory.current", "memory.stat", "memory.events"],
             "cpu": ["cpu.max", "cpu.stat"],
@@ -91,6 +91,20 @@ def test_v2_usage_is_read_from_the_kernels_files(v2_root: FakeV2) -> None:
     assert group.usage() == resources.Usage(2.5, 1048576, 4096, 7, 2)
 
 
+def test_v2_is_frozen_when_the_kernel_says_so_and_not_before(v2_root: FakeV2) -> None:
+    group = cgroups.V2(v2_root, "glovebox-x").create("i1")
+    own = v2_root / "glovebox-x/i1"
+    assert group.can_freeze
+    (own / "cgroup.events").write_text("populated 1\nfrozen 0\n")
+    group.freeze()
+    assert (own / "cgroup.freeze").read_text() == "1"
+    assert not group.is_frozen
+    (own / "cgroup.events").write_text("populated 1\nfrozen 1\n")
+    assert group.is_frozen
+    group.thaw()
+    assert (own / "cgroup.freeze").read_text() == "0"
+
+
 def test_v2_remove_takes_children_first_and_twice(v2_root: FakeV2) -> None:
     hierarchy = cgroups.V2(v2_root, "glovebox-x")
     hierarchy.create("sandboxes", "i1")
@@ -107,6 +121,43 @@ def test_v1_missing_controllers_are_named(tmp_path: pathlib.Path) -> None:
     assert isinstance(found, str)
     assert "cpu" in found
     assert "pids" in found
+
+
+def test_v1_freezes_by_a_controller_of_its_own(tmp_path: pathlib.Path) -> None:
+    group = cgroups.V1(tmp_path, "glovebox-x").create("i1")
+    state = tmp_path / "freezer/glovebox-x/i1/freezer.state"
+    assert not group.can_freeze  # as one that an earlier version made: to be left alone
+    assert not group.is_frozen
+    group.thaw()
+    state.write_text("THAWED\n")
+    assert group.can_freeze
+    assert not group.is_frozen
+    group.freeze()
+    assert state.read_text().startswith("FROZEN")
+    assert group.is_frozen
+    state.write_text("FREEZING\n")
+    assert not group.is_frozen
+    group.thaw()
+    assert state.read_text().startswith("THAWED")
+
+
+def test_v1_without_a_freezer_does_all_the_rest(tmp_path: pathlib.Path) -> None:
+    for controller in ("memory", "cpu", "cpuacct", "pids"):
+        (tmp_path / controller).mkdir()
+        (tmp_path / controller / "tasks").write_text("")
+    hierarchy = cgroups.detect("glovebox-x", tmp_path)
+    assert isinstance(hierarchy, cgroups.V1)
+    group = hierarchy.create("i1")
+    assert len(group.paths) == 4
+    assert not group.can_freeze
+    assert not group.is_frozen
+    group.thaw()
+    (tmp_path / "freezer").mkdir()
+    (tmp_path / "freezer/tasks").write_text("")
+    with_one = cgroups.detect("glovebox-x", tmp_path)
+    assert isinstance(with_one, cgroups.V1)
+    assert (hierarchy.can_freeze, with_one.can_freeze) == (False, True)
+    assert len(with_one.group("i1").paths) == 5
 
 
 def test_on_this_host_a_process_joins_is_limited_measured_and_removed() -> None:
@@ -147,6 +198,6 @@ def removed(group: cgroups.Group) -> bool:
 
 def test_v1_members_are_those_of_every_tree(tmp_path: pathlib.Path) -> None:
     group = cgroups.V1(tmp_path, "glovebox-x").create("i1")
-    for path, members in zip(group.paths, ("7\n8\n", "7\n", "", "9\n"), strict=True):
+    for path, members in zip(group.paths, ("7\n8\n", "7\n", "", "9\n", "7\n"), strict=True):
         (path / "cgroup.procs").write_text(members)
     assert group.pids() == [7, 8, 9]

@@ -31,6 +31,8 @@ class Instance:
         self.alive = True
         self.destroys = 0
         self.refuses_to_die = False
+        self.refuses_to_freeze = False
+        self.frozen = False
         self.peers = []
         self.ended = asyncio.get_running_loop().create_future()
         self._speak = speak
@@ -50,6 +52,15 @@ class Instance:
 
     async def usage(self):
         return resources.Usage(1.0, 2, 3, 4, 5)
+
+    async def pause(self):
+        await asyncio.sleep(0)
+        if self.refuses_to_freeze:
+            raise errors.CapacityError("does not stand still")
+        self.frozen = True
+
+    async def resume(self):
+        self.frozen = False
 
     async def wait(self):
         return await asyncio.shield(self.ended)
@@ -89,6 +100,7 @@ async def lying(peer):
 
 class Runtime:
     name = "scripted"
+    capabilities = frozenset(("pause",))
 
     def __init__(self):
         self.instances = {}
@@ -151,6 +163,56 @@ async def world():
     yield world
     await world.node.close(destroy=True)
     assert not any(instance.alive for instance in world.runtime.instances.values())
+
+
+async def test_while_it_is_paused_nobody_can_reach_it(world):
+    made = await world.node.create(spec(), "scripted")
+    face = world.node.guest(made.sandbox_id)
+    await world.node.pause(made.sandbox_id)
+    assert world.instance.frozen
+    links = len(world.instance.peers)
+    with pytest.raises(errors.SandboxGoneError, match="is paused"):
+        await face.remove("/x", user=None)
+    assert len(world.instance.peers) == links  # a link to a frozen guest would wait, and be taken for its death
+    await world.node.resume(made.sandbox_id)
+    await face.remove("/x", user=None)
+    assert len(world.instance.peers) == links + 1
+    assert not world.instance.frozen
+
+
+async def test_one_that_cannot_be_frozen_is_usable(world):
+    made = await world.node.create(spec(), "scripted")
+    world.instance.refuses_to_freeze = True
+    with pytest.raises(errors.CapacityError):
+        await world.node.pause(made.sandbox_id)
+    await world.node.guest(made.sandbox_id).remove("/x", user=None)
+
+
+async def test_a_guest_that_does_not_answer_is_told_of(world, monkeypatch):
+    monkeypatch.setattr(node, "HEALTHY_WITHIN_S", 0.05)
+    made = await world.node.create(spec(), "scripted")
+    world.instance._speak = silent
+    world.node.guest(made.sandbox_id).suspend()  # loses its link; the next one is silent
+    world.node.guest(made.sandbox_id).unsuspend()
+    with pytest.raises(errors.CapacityError, match="did not answer within"):
+        await world.node.check(made.sandbox_id)
+
+
+async def test_a_paused_one_is_taken_back_without_asking_it(world):
+    made = await world.node.create(spec(), "scripted")
+    await world.node.pause(made.sandbox_id)
+    later = world.new_node()
+    await later.start(world.on_ended)
+    links = len(world.instance.peers)
+    assert await later.adopt(made.sandbox_id, "scripted", made.record, paused=True) == made
+    assert world.instance.frozen
+    assert len(world.instance.peers) == links
+    await later.close(destroy=False)
+
+
+def test_what_a_runtime_can(world):
+    assert world.node.capabilities("scripted") == {"pause"}
+    assert world.node.capabilities("unknown") == frozenset()
 
 
 async def test_a_created_sandbox_is_configured_held_and_usable(world):
