@@ -42,7 +42,9 @@ class Telemetry:
             registry=self.registry,
         )
         self._memory = prometheus.Gauge(
-            "sandbox_memory_usage_bytes", "Memory that all running sandboxes use together", registry=self.registry
+            "sandbox_memory_usage_bytes",
+            "Memory that all sandboxes use together, paused ones too",
+            registry=self.registry,
         )
         self._cpu = prometheus.Counter(
             "sandbox_cpu_usage_seconds",
@@ -64,6 +66,12 @@ class Telemetry:
         self._ended = prometheus.Counter(
             "sandbox_ended", "Sandboxes that ended, by why", ("reason",), registry=self.registry
         )
+        self._paused = prometheus.Counter(
+            "sandbox_paused", "Sandboxes that were paused, by why", ("reason",), registry=self.registry
+        )
+        self._resumed = prometheus.Counter(
+            "sandbox_resumed", "Sandboxes that were resumed, by why", ("reason",), registry=self.registry
+        )
         self._sandboxes = prometheus.Gauge("sandboxes", "Sandboxes now, by state", ("state",), registry=self.registry)
         self._requests = prometheus.Histogram(
             "http_request_duration_seconds",
@@ -84,6 +92,14 @@ class Telemetry:
     def ended(self, reason: str) -> None:
         """A sandbox ended; `reason` is one of the manager's."""
         self._ended.labels(reason).inc()
+
+    def paused(self, reason: str) -> None:
+        """A sandbox was paused; `reason` is one of the manager's."""
+        self._paused.labels(reason).inc()
+
+    def resumed(self, reason: str) -> None:
+        """A sandbox was resumed; `reason` is one of the manager's."""
+        self._resumed.labels(reason).inc()
 
     def moved(self, before: lifecycle.State | None, after: lifecycle.State) -> None:
         """A sandbox changed its state (None: it is new, or was taken back)."""
@@ -109,7 +125,7 @@ class Telemetry:
         self._escapes.labels(kind if kind in ESCAPE_KINDS else "other").inc()
 
     def memory(self, total_bytes: int) -> None:
-        """What all running sandboxes use now."""
+        """What all sandboxes use now."""
         self._memory.set(total_bytes)
 
     def used(self, usage: resources.Usage, before: resources.Usage | None) -> None:

@@ -127,7 +127,7 @@ def test_metrics_have_a_first_sample(sandbox: Sandbox) -> None:
         ({"timeout": -5}, e2b.SandboxException, "greater than"),
         ({"timeout": 1_000_000_000}, e2b.SandboxException, "hours"),
         ({"metadata": {"k": "v" * 1_000_000}}, e2b.SandboxException, "metadata"),
-        ({"lifecycle": {"on_timeout": "pause"}}, e2b.SandboxException, "pause"),
+        ({"lifecycle": {"on_timeout": {"action": "pause", "mode": "filesystem"}}}, e2b.SandboxException, "files only"),
         ({"allow_internet_access": False, "network": {"allow_out": ["1.1.1.1"]}}, e2b.SandboxException, "network"),
     ],
 )

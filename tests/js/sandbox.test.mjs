@@ -36,6 +36,26 @@ describe('the life of a sandbox', () => {
     await assert.rejects(PlainSandbox.create('no-such-template'), /no-such-template/)
   })
 
+  test('pause, list by state, connect, traffic', async () => {
+    const made = await Sandbox.create({ timeoutMs: 60_000, lifecycle: { onTimeout: 'pause', autoResume: true } })
+    await made.runCode('x = 42')
+    const handle = await made.commands.run('exec sleep 60', { background: true, timeoutMs: 0 })
+    const told = assert.rejects(handle.wait(), /killed or reached its end of life/)
+    assert.equal(await made.pause(), true)
+    await told
+    assert.equal(await made.pause(), false)
+    assert.equal(await made.isRunning(), false)
+    const listed = await PlainSandbox.list({ query: { state: ['paused'] } }).nextItems()
+    assert.ok(listed.some((item) => item.sandboxId === made.sandboxId && item.state === 'paused'))
+    await made.connect({ timeoutMs: 60_000 })
+    assert.equal((await made.runCode('x')).text, '42')
+    assert.ok((await made.commands.list()).some((process) => process.pid === handle.pid))
+    await made.setTimeout(0)
+    assert.equal((await made.getInfo()).state, 'paused')
+    assert.equal((await made.runCode('x')).text, '42')
+    assert.equal(await made.kill(), true)
+  })
+
   test('a run is told when its sandbox is killed', async () => {
     const made = await PlainSandbox.create({ timeoutMs: 60_000 })
     const handle = await made.commands.run('sleep 60', { background: true })

@@ -60,6 +60,11 @@ class FakeClock:
         await settle()
 
 
+def made_of(instance):
+    """An instance's record, as it was when it was made."""
+    return {key: value for key, value in instance.items() if key != "frozen"}
+
+
 class FakeNode:
     """`instances` are the host's: another FakeNode with the same set is the next server's view of the same host."""
 
@@ -67,6 +72,7 @@ class FakeNode:
 
     def __init__(self, instances=None):
         self.instances = instances if instances is not None else {}
+        self.able = frozenset(("pause",))
         self.calls = []
         self.fail = {}  # method name -> exception, raised once
         self.hold = None  # an event that create and destroy wait for
@@ -82,6 +88,9 @@ class FakeNode:
     async def start(self, on_ended):
         self.on_ended = on_ended
 
+    def capabilities(self, runtime):
+        return self.able
+
     async def create(self, spec, runtime):
         self._enter("create", spec.sandbox_id)
         if self.hold:
@@ -90,13 +99,32 @@ class FakeNode:
         self.instances[spec.sandbox_id] = record
         return node.Made(spec.sandbox_id, "fake walls", record)
 
-    async def adopt(self, sandbox_id, runtime, record):
+    async def adopt(self, sandbox_id, runtime, record, *, paused=False):
         self._enter("adopt", sandbox_id)
         await asyncio.sleep(0)
         if sandbox_id not in self.instances:
             return None
-        assert record == self.instances[sandbox_id]
+        assert record == made_of(self.instances[sandbox_id])
+        self.instances[sandbox_id] = record | {"frozen": True} if paused else record
         return node.Made(sandbox_id, "fake walls", record)
+
+    async def check(self, sandbox_id):
+        self._enter("check", sandbox_id)
+
+    async def pause(self, sandbox_id):
+        await self._set(sandbox_id, "pause", {"frozen": True})
+
+    async def resume(self, sandbox_id):
+        await self._set(sandbox_id, "resume", {})
+
+    async def _set(self, sandbox_id, method, state):
+        self._enter(method, sandbox_id)
+        if self.hold:
+            await self.hold.wait()
+        await asyncio.sleep(0)
+        if sandbox_id not in self.instances:
+            raise errors.SandboxGoneError(sandbox_id)
+        self.instances[sandbox_id] = made_of(self.instances[sandbox_id]) | state
 
     async def sweep(self, keep):
         self._enter("sweep", None)
@@ -233,12 +261,17 @@ class World:
         self.telemetry = telemetry.Telemetry()
         self.node = FakeNode(self.instances)
 
+    @property
+    def frozen(self):
+        """Those that stand still."""
+        return {sandbox_id for sandbox_id, instance in self.instances.items() if "frozen" in instance}
+
     def server(self, mortal=None):
         """The next server on this host."""
         self.node, store = FakeNode(self.instances), self.store
         self.telemetry = telemetry.Telemetry()
         seen_node = self.node
         if mortal is not None:
-            seen_node = mortal.wrap(self.node, {"create", "adopt", "sweep", "destroy"})
+            seen_node = mortal.wrap(self.node, {"create", "adopt", "sweep", "destroy", "pause", "resume"})
             store = mortal.wrap(store, {"put_sandbox"})
         return sandboxes.Sandboxes(store, seen_node, self.clock, self.limits, self.audit, self.telemetry, TEMPLATES)

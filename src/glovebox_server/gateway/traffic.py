@@ -1,7 +1,8 @@
-"""What goes to a sandbox: finds it, hands the request to the front for its port, and cuts it when the sandbox ends.
+"""What goes to a sandbox: finds (or wakes) it, hands the request to the front for its port, cuts it when the sandbox ends.
 
-A request whose answer has begun when its sandbox ends is left without an end, so that the server closes the connection in the
-middle: the SDKs then ask /health, hear that the sandbox was not found, and say so. A clean end would look like success.
+A request whose answer has begun when its sandbox ends or is paused is left without an end, so that the server closes the
+connection in the middle: the SDKs then ask /health, hear that the sandbox was not found, and say so. A clean end would look
+like success.
 """
 
 import asyncio
@@ -18,6 +19,8 @@ from glovebox_server.manager import sandboxes
 from glovebox_server.model import ids
 
 _ENDED_WITHIN_S = 5.0
+#: Of envd. Who asks whether a sandbox runs must not make it run; the rest is between envd and its own host, and not served.
+_WAKES_NOBODY = frozenset(("/health", "/init", "/freeze", "/unfreeze", "/collapse", "/fsfreeze", "/fsthaw", "/upgrade"))
 
 
 class Traffic:
@@ -40,7 +43,8 @@ class Traffic:
 
         try:
             sandbox_id = ids.parse_sandbox_id(target.sandbox_id)
-            current = session.Session(self._sandboxes.live(sandbox_id), self._sandboxes.guest(sandbox_id), target.port)
+            found = await self._sandboxes.reach(sandbox_id, wake=_wakes(target, scope))
+            current = session.Session(found, self._sandboxes.guest(sandbox_id), target.port)
             with self._cuts.within(sandbox_id):
                 await self._serve(current, scope, receive, noting)
         except (errors.SandboxGoneError, errors.SandboxNotFoundError) as error:
@@ -78,23 +82,25 @@ class Traffic:
 
 
 class Cuts:
-    """The requests in flight, by sandbox: cancelled when theirs ends. One watcher per sandbox, not per request."""
+    """The requests in flight: cancelled when their sandbox ends or is paused. One watcher per sandbox, not per request."""
 
     def __init__(self, known: sandboxes.Sandboxes) -> None:
         self._sandboxes = known
-        self._tasks: dict[ids.SandboxId, set[asyncio.Task[object]]] = {}
-        self._watchers: dict[ids.SandboxId, asyncio.Task[None]] = {}
+        # By the event that ends them: a sandbox that is resumed has another one than before its pause.
+        self._tasks: dict[asyncio.Event, set[asyncio.Task[object]]] = {}
+        self._watchers: dict[asyncio.Event, asyncio.Task[None]] = {}
         self._cut: set[asyncio.Task[object]] = set()
 
     @contextlib.contextmanager
     def within(self, sandbox_id: ids.SandboxId) -> Iterator[None]:
-        """The sandbox's end ends the block, with SandboxGoneError."""
+        """The sandbox's end, or its pause, ends the block, with SandboxGoneError."""
         task = asyncio.current_task()
         assert task is not None
-        tasks = self._tasks.setdefault(sandbox_id, set())
+        ended = self._sandboxes.ended(sandbox_id)
+        tasks = self._tasks.setdefault(ended, set())
         tasks.add(task)
-        if sandbox_id not in self._watchers:
-            self._watchers[sandbox_id] = asyncio.create_task(self._watch(sandbox_id))
+        if ended not in self._watchers:
+            self._watchers[ended] = asyncio.create_task(self._watch(ended))
         try:
             yield
         except asyncio.CancelledError:
@@ -105,12 +111,12 @@ class Cuts:
             tasks.discard(task)
             self._cut.discard(task)
 
-    async def _watch(self, sandbox_id: ids.SandboxId) -> None:
+    async def _watch(self, ended: asyncio.Event) -> None:
         try:
-            await self._sandboxes.ended(sandbox_id).wait()
+            await ended.wait()
         finally:
-            del self._watchers[sandbox_id]
-            tasks = self._tasks.pop(sandbox_id, set())
+            del self._watchers[ended]
+            tasks = self._tasks.pop(ended, set())
         for task in tasks:
             self._cut.add(task)
             task.cancel()
@@ -118,6 +124,11 @@ class Cuts:
     def close(self) -> None:
         for watcher in list(self._watchers.values()):
             watcher.cancel()
+
+
+def _wakes(target: routing.Target, scope: types.Scope) -> bool:
+    """Whether a request is traffic that a paused sandbox may be resumed for."""
+    return target.port != routing.ENVD_PORT or scope["path"] not in _WAKES_NOBODY
 
 
 def _open(front: types.ASGIApp) -> types.ASGIApp:

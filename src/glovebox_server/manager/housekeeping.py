@@ -1,4 +1,4 @@
-"""What is done now and then: measure the running sandboxes for the metrics, forget those that ended long ago."""
+"""What is done now and then: measure the sandboxes for the metrics, forget those that ended long ago."""
 
 import asyncio
 import datetime as dt
@@ -58,7 +58,7 @@ class Housekeeping:
             await self._clock.sleep(_MEASURE_EVERY_S)
 
     async def measure(self) -> None:
-        """Measure every running sandbox once, a few at a time."""
+        """Measure every sandbox that runs or is paused once, a few at a time."""
         slots = asyncio.Semaphore(_AT_ONCE)
 
         async def one(life: lives.Life) -> int:
@@ -66,5 +66,6 @@ class Housekeeping:
                 usage = await self._lives.measure(life)
             return usage.memory_bytes if usage is not None else 0
 
-        running = [life for life in self._lives if life.box.state is lifecycle.State.RUNNING]
-        self._telemetry.memory(sum(await asyncio.gather(*(one(life) for life in running))))
+        settled = (lifecycle.State.RUNNING, lifecycle.State.PAUSED)
+        measured = [life for life in self._lives if life.box.state in settled]
+        self._telemetry.memory(sum(await asyncio.gather(*(one(life) for life in measured))))

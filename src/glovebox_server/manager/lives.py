@@ -37,11 +37,12 @@ class Life:
     """One sandbox that is not killed yet."""
 
     box: sandbox.Sandbox
-    deadline: float  # `box.end_at` on the monotonic clock
+    deadline: float  # `box.end_at` on the monotonic clock; in the past while it is paused
     journal: journal.Journal
     activity: Activity
     lock: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
-    ended: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+    ended: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)  # its present time of running is over
+    waking: bool = False  # paused still, but it has its place among those that run
     guest_face: guest.Guest | None = None  # audited; made when first asked for
     usage: resources.Usage | None = None  # when last measured
 
@@ -90,6 +91,15 @@ class Lives:
         self._telemetry.moved(None, box.state)
         return life
 
+    def by_place(self) -> tuple[list[sandbox.Sandbox], list[sandbox.Sandbox]]:
+        """Those that have a place among the running ones, and those that are paused and have none."""
+        active: list[sandbox.Sandbox] = []
+        paused: list[sandbox.Sandbox] = []
+        for life in self._lives.values():
+            has_none = life.box.state is lifecycle.State.PAUSED and not life.waking
+            (paused if has_none else active).append(life.box)
+        return active, paused
+
     async def write(self, life: Life, *, timeout_s: float | None = None, **changes: Any) -> None:
         """Change what is not the state; `timeout_s` lets it end so long from now. The caller holds the lock."""
         deadline = life.deadline
@@ -126,8 +136,10 @@ class Lives:
     async def _announce_end(self, life: Life, reason: str, detail: str | None) -> None:
         await self.measure(life)
         life.journal.add("sandbox ends", level="error" if reason == "died" else "info", reason=reason, detail=detail)
+        # The end of a paused one was that of its running, which may be long ago; its record is kept from now on.
+        timeout_s = 0 if life.box.state is lifecycle.State.PAUSED else None
         try:
-            await self.advance(life, lifecycle.Event.KILL, end_reason=reason)
+            await self.advance(life, lifecycle.Event.KILL, timeout_s=timeout_s, end_reason=reason)
         except Exception as error:
             # The store is broken (the disk is full?). The sandbox must end all the same; should the server die before
             # that can be written, the next one finds a running sandbox that is no more, and calls it lost.

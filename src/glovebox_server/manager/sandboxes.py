@@ -1,10 +1,10 @@
-"""Decides the life of every sandbox: create, extend, kill, expire; quotas; what a restart finds."""
+"""Decides the life of every sandbox: create, extend, pause, resume, kill, expire; quotas; what a restart finds."""
 
 import asyncio
 import contextlib
 import dataclasses
 import datetime as dt
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import structlog
@@ -19,6 +19,7 @@ from glovebox_server.manager import (
     idempotency,
     journal,
     lives,
+    pauses,
     quota,
     reaper,
     reconcile,
@@ -31,6 +32,12 @@ T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
 
+#: How long after its end one that cannot be paused may run on, while that is tried again. Then it is killed: what runs in a
+#: sandbox must not be able to outlive its timeout.
+_PAUSE_GRACE_S = 60.0
+_SETTLED = (lifecycle.State.RUNNING, lifecycle.State.PAUSED)
+_HALF_WAY = (lifecycle.State.PAUSING, lifecycle.State.RESUMING)
+
 
 @dataclasses.dataclass(frozen=True)
 class CreateRequest:
@@ -41,6 +48,7 @@ class CreateRequest:
     metadata: Mapping[str, str]
     env: Mapping[str, str]
     auto_pause: bool = False
+    auto_resume: bool = False
     idempotency_key: str | None = None
 
 
@@ -65,6 +73,7 @@ class Sandboxes:
         self._telemetry = telemetry
         self._templates = templates
         self._lives = lives.Lives(store, node, clock, audit, telemetry)
+        self._pauses = pauses.Pauses(self._lives, store, node, clock, settings, audit, telemetry)
         self._once = idempotency.Once(store, clock)
         self._reaper = reaper.Reaper(clock, self._due)
         keep = dt.timedelta(hours=settings.keep_records_hours)
@@ -78,7 +87,7 @@ class Sandboxes:
         for sandbox_id in await reconcile.reconcile(self._lives, self._store, self._node, self._clock.now()):
             self._reaper.retry(sandbox_id)
         for life in self._lives:
-            if life.box.state is lifecycle.State.RUNNING:
+            if life.box.state in _SETTLED:
                 self._schedule(life)
         self._reaper.start()
         self._housekeeping.start()
@@ -93,7 +102,12 @@ class Sandboxes:
         if request.idempotency_key is None:
             return await self._create_unless_left(request, key)
         digest = idempotency.request_hash(
-            request.template, request.timeout_s, dict(request.metadata), dict(request.env), request.auto_pause
+            request.template,
+            request.timeout_s,
+            dict(request.metadata),
+            dict(request.env),
+            request.auto_pause,
+            request.auto_resume,
         )
         box = await self._once.run(
             key.tenant,
@@ -135,22 +149,57 @@ class Sandboxes:
         """How many run now."""
         return sum(tenant is None or box.tenant == tenant for box in self.live_all())
 
-    async def connect(self, sandbox_id: ids.SandboxId, tenant: ids.TenantId | None, timeout_s: int) -> sandbox.Sandbox:
-        """See that it lives for `timeout_s` from now at least: the end is only ever moved away."""
+    async def connect(
+        self, sandbox_id: ids.SandboxId, tenant: ids.TenantId | None, timeout_s: int
+    ) -> tuple[sandbox.Sandbox, bool]:
+        """See that it runs, for `timeout_s` from now at least; True when it was paused and had to be resumed.
+
+        The end of one that runs is only ever moved away. One that is being paused is waited for. QuotaExceededError when
+        it cannot be resumed because too many run.
+        """
         limits.check_timeout(timeout_s, self._limits, zero_allowed=True)
         life = self._visible(sandbox_id, tenant)
-        if self._clock.monotonic() + timeout_s > life.deadline:
-            await self._finished(self._move_end(life, timeout_s, only_later=True))
-        return life.box
+        if life.box.state is lifecycle.State.RUNNING and self._clock.monotonic() + timeout_s <= life.deadline:
+            return life.box, False
+        resumed = await self._finished(self._connect(life, timeout_s))
+        return life.box, resumed
+
+    async def extend(self, sandbox_id: ids.SandboxId, tenant: ids.TenantId | None, timeout_s: int) -> None:
+        """Let one that runs live for `timeout_s` from now at least. SandboxNotFoundError when it is paused."""
+        limits.check_timeout(timeout_s, self._limits, zero_allowed=True)
+        life = self._visible(sandbox_id, tenant)
+        await self._finished(self._move_end(life, timeout_s, only_later=True))
 
     async def set_timeout(self, sandbox_id: ids.SandboxId, tenant: ids.TenantId | None, timeout_s: int) -> None:
-        """Let it end `timeout_s` from now, sooner or later than before; 0 ends it before this returns."""
+        """Let it end `timeout_s` from now, sooner or later than before; 0 ends (or pauses) it before this returns.
+
+        SandboxNotFoundError when it is paused: its timeout is set when it is resumed.
+        """
         limits.check_timeout(timeout_s, self._limits, zero_allowed=True)
         life = self._visible(sandbox_id, tenant)
         if timeout_s == 0:
-            await self._finished(self._end(life, "timeout"))
+            await self._finished(self._expire_now(life))
         else:
             await self._finished(self._move_end(life, timeout_s, only_later=False))
+
+    async def pause(
+        self, sandbox_id: ids.SandboxId, tenant: ids.TenantId | None, *, require_healthy: bool = False
+    ) -> None:
+        """Stop it where it stands, memory and processes kept, and cut its connections. ConflictError when it is paused.
+
+        With `require_healthy` it is refused (CapacityError) while its guest agent does not answer. UnsupportedError when
+        this host cannot.
+        """
+        life = self._visible(sandbox_id, tenant)
+        await self._finished(self._pause(life, require_healthy=require_healthy))
+
+    async def resume(
+        self, sandbox_id: ids.SandboxId, tenant: ids.TenantId | None, timeout_s: int, *, auto_pause: bool | None = None
+    ) -> sandbox.Sandbox:
+        """Let one go on that is paused, for `timeout_s` from now. ConflictError when it runs; else as `connect`."""
+        life = self._visible(sandbox_id, tenant)
+        await self._finished(self._resume(life, timeout_s, auto_pause))
+        return life.box
 
     async def kill(self, sandbox_id: ids.SandboxId, tenant: ids.TenantId | None) -> None:
         """End it; nothing is left of it when this returns. SandboxNotFoundError when unknown or already ended."""
@@ -161,12 +210,21 @@ class Sandboxes:
         """One that runs now, from memory (for the data plane); else SandboxNotFoundError."""
         return self._running(sandbox_id).box
 
+    async def reach(self, sandbox_id: ids.SandboxId, *, wake: bool) -> sandbox.Sandbox:
+        """As `live`; but with `wake` a paused one that traffic is to resume (`auto_resume`) is resumed first."""
+        life = self._lives.get(sandbox_id)
+        asleep = (*_HALF_WAY, lifecycle.State.PAUSED)
+        if wake and life is not None and life.box.auto_resume and life.box.state in asleep:
+            await self._finished(self._wake(life))
+        return self.live(sandbox_id)
+
     def live_all(self) -> Iterable[sandbox.Sandbox]:
         """All that run now, from memory."""
         return [life.box for life in self._lives if life.box.state is lifecycle.State.RUNNING]
 
     def ended(self, sandbox_id: ids.SandboxId) -> asyncio.Event:
-        """Set as soon as the sandbox begins to end (set already for an unknown one): time to cut its connections."""
+        """Set as soon as the sandbox begins to end or to be paused (set already for an unknown one): time to cut its
+        connections. Once it is resumed there is another one."""
         life = self._lives.get(sandbox_id)
         if life is not None:
             return life.ended
@@ -214,18 +272,16 @@ class Sandboxes:
         limits.check_timeout(request.timeout_s, self._limits)
         limits.check_metadata(request.metadata, self._limits)
         limits.check_env(request.env, self._limits)
-        if request.auto_pause:
-            raise errors.UnsupportedError(
-                "autoPause: this version of Glovebox cannot pause sandboxes yet; leave it out, and the timeout kills"
-            )
         if request.template not in self._templates:
             raise errors.TemplateNotFoundError(request.template)
+        if request.auto_pause:
+            self._pauses.check(self._templates[request.template].runtime)
 
     def _admit(self, request: CreateRequest, key: store.ApiKey, request_hash: str | None) -> lives.Life:
         """Take its place. Waits for nothing, so that two requests never get the last one."""
         if self._closing:
             raise errors.CapacityError("the server is stopping")
-        quota.check((life.box for life in self._lives), key, self._limits)
+        quota.check(*self._lives.by_place(), key, self._limits)
         chosen = self._templates[request.template]
         now = self._clock.now()
         box = sandbox.Sandbox(
@@ -239,6 +295,8 @@ class Sandboxes:
             metadata=dict(request.metadata),
             env=dict(request.env),
             access_token=ids.new_access_token(),
+            auto_pause=request.auto_pause,
+            auto_resume=request.auto_resume,
             resources=chosen.resources,
             runtime=chosen.runtime,
             node=self._node.name,
@@ -328,21 +386,57 @@ class Sandboxes:
         if life is None:
             return
         async with life.lock:
-            if life.box.state is lifecycle.State.RUNNING and self._next_look(life) > self._clock.monotonic():
+            try:
+                await self._pauses.undo(life)  # when that failed before
+            except Exception:
+                if not self._is_overdue(life):
+                    raise
+                await self._lives.end(life, "failed")
+            due = self._next_look(life)
+            if life.box.state in _SETTLED and (due is None or due > self._clock.monotonic()):
                 self._schedule(life)
                 return
             expired = life.deadline <= self._clock.monotonic()
             reason = "timeout" if expired else "idle"
             if life.box.state is lifecycle.State.CREATING:
                 reason = "failed"
-            await self._lives.end(life, reason)
-        self._reaper.cancel(sandbox_id)
+            await self._expire(life, reason)
+
+    async def _expire(self, life: lives.Life, reason: str) -> None:
+        if life.box.state is lifecycle.State.RUNNING and life.box.auto_pause:
+            try:
+                await self._pauses.pause(life, reason)
+                self._schedule(life)
+                return
+            except Exception:
+                if not self._is_overdue(life):
+                    raise
+        await self._lives.end(life, reason)
+        self._reaper.cancel(life.box.sandbox_id)
+
+    async def _expire_now(self, life: lives.Life) -> None:
+        async with self._changing(life):
+            _check_runs(life)
+            if life.box.auto_pause:
+                await self._pauses.pause(life, "timeout")
+            else:
+                await self._end_or_retry(life, "timeout")
+
+    def _is_overdue(self, life: lives.Life) -> bool:
+        return self._clock.monotonic() >= life.deadline + _PAUSE_GRACE_S
 
     def _schedule(self, life: lives.Life) -> None:
-        self._reaper.schedule(life.box.sandbox_id, self._next_look(life))
+        due = self._next_look(life)
+        if due is None:
+            self._reaper.cancel(life.box.sandbox_id)
+        else:
+            self._reaper.schedule(life.box.sandbox_id, due)
 
-    def _next_look(self, life: lives.Life) -> float:
-        """When it is to be killed, as things stand."""
+    def _next_look(self, life: lives.Life) -> float | None:
+        """When it is to be killed, or paused, as things stand; None: never."""
+        if life.box.state is lifecycle.State.PAUSED:
+            keep_hours = self._limits.keep_paused_hours
+            return None if keep_hours is None else life.deadline + keep_hours * 3600
         idle_s = self._limits.idle_timeout_s
         if idle_s is None:
             return life.deadline
@@ -350,13 +444,63 @@ class Sandboxes:
         return min(life.deadline, since + idle_s)
 
     async def _move_end(self, life: lives.Life, timeout_s: int, *, only_later: bool) -> None:
-        async with life.lock:
-            if life.box.state is not lifecycle.State.RUNNING:  # it ended while we waited
-                raise errors.SandboxNotFoundError(life.box.sandbox_id)
-            if only_later and self._clock.monotonic() + timeout_s <= life.deadline:
-                return
+        async with self._changing(life):
+            await self._move_end_of(life, timeout_s, only_later=only_later)
+
+    async def _move_end_of(self, life: lives.Life, timeout_s: int, *, only_later: bool) -> None:
+        _check_runs(life)  # it may have ended while we waited
+        if not only_later or self._clock.monotonic() + timeout_s > life.deadline:
             await self._lives.write(life, timeout_s=timeout_s)
-            self._schedule(life)
+
+    # Pausing and resuming
+
+    async def _pause(self, life: lives.Life, *, require_healthy: bool) -> None:
+        async with self._changing(life):
+            if life.box.state is lifecycle.State.PAUSED:
+                raise errors.ConflictError(f'Sandbox "{life.box.sandbox_id}" is already paused')
+            _check_runs(life)
+            if require_healthy:
+                await self._node.check(life.box.sandbox_id)
+            await self._pauses.pause(life, "requested")
+
+    async def _resume(self, life: lives.Life, timeout_s: int, auto_pause: bool | None) -> None:
+        async with self._changing(life):
+            if life.box.state is not lifecycle.State.PAUSED:
+                _check_runs(life)
+                raise errors.ConflictError(f'Sandbox "{life.box.sandbox_id}" is already running')
+            changes = {} if auto_pause is None else {"auto_pause": auto_pause}
+            await self._resume_paused(life, timeout_s, "requested", **changes)
+
+    async def _connect(self, life: lives.Life, timeout_s: int) -> bool:
+        async with self._changing(life):
+            if life.box.state is lifecycle.State.PAUSED:
+                await self._resume_paused(life, timeout_s, "requested")
+                return True
+            await self._move_end_of(life, timeout_s, only_later=True)
+            return False
+
+    async def _wake(self, life: lives.Life) -> None:
+        async with self._changing(life):
+            if life.box.state is lifecycle.State.PAUSED:  # of many requests at once the first one resumes it
+                await self._resume_paused(life, self._limits.default_timeout_s, "traffic")
+
+    async def _resume_paused(self, life: lives.Life, timeout_s: int, reason: str, **changes: bool) -> None:
+        if self._closing:
+            raise errors.CapacityError("the server is stopping")
+        await self._pauses.resume(life, timeout_s, reason, **changes)
+
+    @contextlib.asynccontextmanager
+    async def _changing(self, life: lives.Life) -> AsyncIterator[None]:
+        """Within: its lock, and it is not half-way. Whatever comes of it, the reaper knows afterwards when to look at it."""
+        async with life.lock:
+            try:
+                await self._pauses.undo(life)  # where that failed before
+                yield
+            finally:
+                if life.box.state in _SETTLED:
+                    self._schedule(life)
+                elif life.box.state in _HALF_WAY:
+                    self._reaper.retry(life.box.sandbox_id)
 
     # Finding
 
@@ -390,3 +534,8 @@ class Sandboxes:
             error = task.exception()
             if error is not None and not isinstance(error, errors.GloveboxError):
                 _log.error("sandbox task failed", error=repr(error)[:500])
+
+
+def _check_runs(life: lives.Life) -> None:
+    if life.box.state is not lifecycle.State.RUNNING:
+        raise errors.SandboxNotFoundError(life.box.sandbox_id)

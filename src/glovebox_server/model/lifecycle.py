@@ -1,15 +1,16 @@
 """The lifecycle of a sandbox, as a written state machine; only this module changes a state.
 
                        started                 pause            paused
-    creating ────────────▶ running ────────────▶ pausing ────────▶ paused
-        │                   │   ▲                                   │  │
-        │ failed            │   └──────────── resumed ◀─ resuming ◀─┘  │
-        ▼                   ▼ kill, expire, died                       ▼ kill, expire
+    creating ────────────▶ running ◀───────────▶ pausing ────────▶ paused
+        │                   │   ▲     resumed                       ▲  │
+        │ failed            │   └──────────── resumed ── resuming ◀─┴──┤
+        ▼                   ▼ kill, expire, died        paused, resume ▼ kill, expire
       killed ◀──────────── killing ◀────────────────────────────────────┘
                  destroyed
 
 `creating`, `pausing`, `resuming` and `killing` are half-way. `creating` is never stored: after a crash, what no record speaks
-of is undone. One that is found as `killing` is finished. `killed` is the end; its record is kept for a while for those who ask.
+of is undone. One that is found as `killing`, `pausing` or `resuming` is finished. A pause that cannot be done is undone by
+`resumed`, a resume by `paused`. `killed` is the end; its record is kept for a while for those who ask.
 """
 
 import enum
@@ -48,10 +49,12 @@ _TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.CREATING, Event.KILL): State.KILLING,
     (State.RUNNING, Event.PAUSE): State.PAUSING,
     (State.PAUSING, Event.PAUSED): State.PAUSED,
+    (State.PAUSING, Event.RESUMED): State.RUNNING,
     (State.PAUSING, Event.KILL): State.KILLING,
     (State.PAUSED, Event.RESUME): State.RESUMING,
     (State.PAUSED, Event.KILL): State.KILLING,
     (State.RESUMING, Event.RESUMED): State.RUNNING,
+    (State.RESUMING, Event.PAUSED): State.PAUSED,
     (State.RESUMING, Event.KILL): State.KILLING,
     (State.RUNNING, Event.KILL): State.KILLING,
     (State.KILLING, Event.DESTROYED): State.KILLED,

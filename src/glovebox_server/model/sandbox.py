@@ -21,10 +21,12 @@ class Sandbox:
     alias: str | None
     state: lifecycle.State
     started_at: dt.datetime  # when it was created (UTC)
-    end_at: dt.datetime  # when its timeout kills it (UTC)
+    end_at: dt.datetime  # when its timeout kills or pauses it; while it is paused: since when (UTC)
     metadata: Mapping[str, str]
     env: Mapping[str, str]
     access_token: str = dataclasses.field(repr=False)
+    auto_pause: bool = False  # its timeout pauses it, and does not kill it
+    auto_resume: bool = False  # traffic to it, when it is paused, resumes it
     resources: resources.Resources = resources.Resources()
     runtime: str = "namespace"
     boundary: str = ""  # what really stands between it and the host, as the runtime says

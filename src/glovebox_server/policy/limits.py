@@ -10,8 +10,10 @@ from glovebox import errors
 class Limits:
     """The limits the manager holds callers to; the operator sets them (see config.py)."""
 
-    max_sandboxes: int = 1000  # on this host at once
-    max_sandboxes_per_key: int = 500  # at once, for keys that have no number of their own
+    max_sandboxes: int = 1000  # on this host at once, paused ones too: they hold their memory
+    max_sandboxes_per_key: int = 500  # at once, for keys that have no number of their own; paused ones do not count
+    max_paused_per_key: int = 100  # how many more than it may run a key may hold, paused ones counted
+    keep_paused_hours: int | None = None  # how long a paused sandbox is kept. None: until it is killed
     default_timeout_s: int = 300
     max_timeout_hours: int = 24
     idle_timeout_s: int | None = None  # without any guest call for so long: killed. None: never

@@ -27,6 +27,8 @@ SANDBOXES = sa.Table(
     sa.Column("env", sa.JSON, nullable=False),
     # In clear, for it is handed out again at every connect: this is why the file is for its owner only.
     sa.Column("access_token", sa.Text, nullable=False),
+    sa.Column("auto_pause", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("auto_resume", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("resources", sa.JSON, nullable=False),
     sa.Column("runtime", sa.Text, nullable=False),
     sa.Column("boundary", sa.Text, nullable=False),

@@ -44,7 +44,9 @@ Handler = Callable[[Call], Awaitable[responses.Response]]
 
 @dataclasses.dataclass(frozen=True)
 class Route:
-    """One operation. `errors` are the statuses besides 400, 401, 403 and 500 that it may answer with."""
+    """One operation. `errors` are the statuses besides 400, 401, 403 and 500 that it may answer with; `also` is another
+    success than `success`.
+    """
 
     method: str
     path: str
@@ -57,6 +59,7 @@ class Route:
     query: type[pydantic.BaseModel] | None = None
     errors: tuple[int, ...] = ()
     admin: bool = False
+    also: int | None = None
 
 
 class Router:

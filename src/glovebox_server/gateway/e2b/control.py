@@ -14,7 +14,7 @@ from glovebox_server.gateway.e2b import api, listing, models, unserved, views
 from glovebox_server.manager import journal, keys, sandboxes
 from glovebox_server.model import ids, lifecycle, sandbox, template
 
-_V1_DEFAULT_TIMEOUT_S, _REFRESH_S, _MAX_BATCH = 15, 15, 100
+_V1_DEFAULT_TIMEOUT_S, _REFRESH_S, _MAX_BATCH = 15, 15, 100  # the first also of /resume
 _IDEMPOTENCY_KEY = re.compile(r"[a-z0-9-]{1,255}")
 _LEVELS = ("debug", "info", "warn", "error")
 _BUSY = (404, 409, 429, 501, 503)
@@ -52,6 +52,7 @@ class Control:
             metadata=asked.metadata or {},
             env=asked.envVars or {},
             auto_pause=bool(asked.autoPause),
+            auto_resume=asked.autoResume is not None and asked.autoResume.enabled,
             idempotency_key=_idempotency_key(call.headers.get("idempotency-key")),
         )
         async with presence.watched(call.receive):  # nobody else will ever know its id
@@ -89,9 +90,25 @@ class Control:
 
     async def connect(self, call: api.Call) -> responses.Response:
         asked: models.Connect | models.ConnectV2 = call.body
+        if (await self._visible(call)).state is not lifecycle.State.RUNNING:
+            unserved.check_memory(asked)  # what runs is not booted anew, whatever is asked
         timeout_s = self._settings.limits.default_timeout_s if asked.timeout is None else asked.timeout
-        found = await self._sandboxes.connect(call.sandbox_id, call.tenant, timeout_s)
-        return api.show(views.created(found, self._settings.domain))
+        found, resumed = await self._sandboxes.connect(call.sandbox_id, call.tenant, timeout_s)
+        return api.show(views.created(found, self._settings.domain), 201 if resumed else 200)
+
+    async def pause(self, call: api.Call) -> responses.Response:
+        asked: models.Pause = call.body
+        unserved.check_memory(asked)
+        strict = bool(asked.requireHealthyGuest)
+        await self._sandboxes.pause(call.sandbox_id, call.tenant, require_healthy=strict)
+        return _nothing()
+
+    async def resume(self, call: api.Call) -> responses.Response:
+        asked: models.Resume = call.body
+        unserved.check_memory(asked)
+        timeout_s = _V1_DEFAULT_TIMEOUT_S if asked.timeout is None else asked.timeout
+        found = await self._sandboxes.resume(call.sandbox_id, call.tenant, timeout_s, auto_pause=asked.autoPause)
+        return api.show(views.created(found, self._settings.domain), 201)
 
     async def set_timeout(self, call: api.Call) -> responses.Response:
         await self._sandboxes.set_timeout(call.sandbox_id, call.tenant, call.body.timeout)
@@ -99,7 +116,7 @@ class Control:
 
     async def refresh(self, call: api.Call) -> responses.Response:
         duration_s = call.body.duration or _REFRESH_S
-        await self._sandboxes.connect(call.sandbox_id, call.tenant, duration_s)
+        await self._sandboxes.extend(call.sandbox_id, call.tenant, duration_s)
         return _nothing()
 
     async def network(self, call: api.Call) -> responses.Response:
@@ -235,10 +252,14 @@ class Control:
                   models.ManyMetrics, query=models.ManyMetricsQuery),
             route("GET", one, "One sandbox", self.get, 200, models.SandboxDetail, errors=(404,)),
             route("DELETE", one, "Kill a sandbox", self.kill, 204, errors=(404,)),
-            route("POST", one + "/connect", "Keep a sandbox alive and connect (first generation)", self.connect, 200,
-                  models.Sandbox, models.Connect, errors=(404, 409)),
-            route("POST", "/v2" + one + "/connect", "Keep a sandbox alive and connect", self.connect, 200,
-                  models.Sandbox, models.ConnectV2, True, errors=(404, 409)),
+            route("POST", one + "/connect", "Keep a sandbox alive, or resume it (first generation)", self.connect, 200,
+                  models.Sandbox, models.Connect, errors=_BUSY, also=201),
+            route("POST", "/v2" + one + "/connect", "Keep a sandbox alive, or resume it", self.connect, 200,
+                  models.Sandbox, models.ConnectV2, True, errors=_BUSY, also=201),
+            route("POST", one + "/pause", "Pause a sandbox", self.pause, 204,
+                  None, models.Pause, True, errors=(404, 409, 501, 503)),
+            route("POST", one + "/resume", "Resume a paused sandbox (legacy)", self.resume, 201,
+                  models.Sandbox, models.Resume, True, errors=_BUSY),
             route("POST", one + "/timeout", "Set when a sandbox ends", self.set_timeout, 204,
                   None, models.Timeout, errors=(404, 409)),
             route("POST", one + "/refreshes", "Keep a sandbox alive (legacy)", self.refresh, 204,

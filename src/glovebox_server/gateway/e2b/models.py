@@ -64,10 +64,25 @@ class Connect(Asked):
     """POST /sandboxes/{id}/connect: the old one must say for how long."""
 
     timeout: Seconds
+    memory: bool | None = None
 
 
 class ConnectV2(Asked):
     timeout: Seconds | None = None
+    memory: bool | None = None
+
+
+class Resume(ConnectV2):
+    """POST /sandboxes/{id}/resume."""
+
+    autoPause: bool | None = None
+
+
+class Pause(Asked):
+    """POST /sandboxes/{id}/pause."""
+
+    memory: bool | None = None
+    requireHealthyGuest: bool | None = None
 
 
 class Timeout(Asked):

@@ -64,12 +64,15 @@ def _operation(route: api.Route, schemas: dict[type[pydantic.BaseModel], Any]) -
 def _responses(route: api.Route, schemas: dict[type[pydantic.BaseModel], Any]) -> dict[str, Any]:
     statuses = {*_ALWAYS, *route.errors, *((403,) if route.admin else ())}
     answers: dict[str, Any] = {}
-    if route.success < 300:
-        answers[str(route.success)] = {"description": "Done"}
+    for success in (route.success, route.also):
+        if success is None:
+            continue
+        if success >= 300:
+            statuses.add(success)
+            continue
+        answers[str(success)] = {"description": "Done"}
         if route.answer is not None:
-            answers[str(route.success)]["content"] = {"application/json": {"schema": schemas[route.answer]}}
-    else:
-        statuses.add(route.success)
+            answers[str(success)]["content"] = {"application/json": {"schema": schemas[route.answer]}}
     for status in sorted(statuses):
         content = {"application/json": {"schema": schemas[models.Error]}}
         answers[str(status)] = {"description": _MEANINGS[status], "content": content}

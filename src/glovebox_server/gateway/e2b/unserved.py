@@ -7,8 +7,6 @@ from glovebox_server.gateway.e2b import models
 
 #: Method, path, and what is missing.
 ROUTES: tuple[tuple[str, str, str], ...] = (
-    ("POST", "/sandboxes/{sandboxID}/pause", "pausing sandboxes"),
-    ("POST", "/sandboxes/{sandboxID}/resume", "resuming sandboxes"),
     ("POST", "/sandboxes/{sandboxID}/fork", "forking sandboxes"),
     ("POST", "/sandboxes/{sandboxID}/snapshots", "snapshots"),
     ("GET", "/snapshots", "snapshots"),
@@ -41,16 +39,30 @@ _LOOPBACK_ONLY = "sandboxes have no network but their own loopback yet"
 
 def check_sandbox(asked: models.NewSandbox) -> None:
     """Raise for what a new sandbox cannot have. `mcp` is the SDK's own business: it starts the gateway by a command."""
-    if asked.autoPauseMemory is False and not asked.autoPause:
-        raise errors.InvalidRequestError("autoPauseMemory: false needs autoPause")
-    if asked.autoResume is not None and asked.autoResume.enabled:
-        raise errors.UnsupportedError("autoResume: pausing and resuming sandboxes is not served yet")
+    if asked.autoPauseMemory is False:
+        _check_without_memory(asked)
     if asked.volumeMounts:
         raise errors.UnsupportedError("volumeMounts: volumes are not served yet")
     if asked.iam and asked.iam.get("tokens"):
         raise errors.InvalidRequestError("iam: identity tokens are not served yet")
     if asked.network is not None:
         check_network(asked.network)
+
+
+def _check_without_memory(asked: models.NewSandbox) -> None:
+    if not asked.autoPause:
+        raise errors.InvalidRequestError("autoPauseMemory: false needs autoPause")
+    if asked.autoResume is not None and asked.autoResume.enabled:
+        raise errors.InvalidRequestError("autoPauseMemory: false cannot be together with autoResume")
+    raise errors.UnsupportedError("autoPauseMemory: false: a pause that keeps files only is not served yet")
+
+
+def check_memory(asked: models.Pause | models.Connect | models.ConnectV2) -> None:
+    """Raise for a pause without memory, or a resume that is to boot anew."""
+    if asked.memory is False:
+        raise errors.UnsupportedError(
+            "memory: false: a pause keeps memory and processes; to keep, or start from, files only is not served yet"
+        )
 
 
 def check_network(asked: models.EgressRules) -> None:

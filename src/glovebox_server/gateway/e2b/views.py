@@ -49,7 +49,7 @@ def detail(found: sandbox.Sandbox, domain: str | None) -> models.SandboxDetail:
             "envdAccessToken": found.access_token,
             "allowInternetAccess": None,
             "domain": domain,
-            "lifecycle": {"autoResume": False, "onTimeout": "kill"},
+            "lifecycle": {"autoResume": found.auto_resume, "onTimeout": "pause" if found.auto_pause else "kill"},
             "runtime": found.runtime,
             "boundary": found.boundary,
         }

@@ -16,9 +16,11 @@ KEY, REQUEST = fakes.KEY, fakes.REQUEST
 async def assert_consistent(world, server):
     """Memory, store and host say the same, and nothing is half-way."""
     stored = await world.store.list_sandboxes()
-    assert {box.state for box in stored} <= {lifecycle.State.RUNNING, lifecycle.State.KILLED}
-    running = {box.sandbox_id for box in stored if box.state is lifecycle.State.RUNNING}
-    assert running == set(world.instances) == {box.sandbox_id for box in server.live_all()}
+    settled = (lifecycle.State.RUNNING, lifecycle.State.PAUSED, lifecycle.State.KILLED)
+    running, paused, killed = ({box.sandbox_id for box in stored if box.state is state} for state in settled)
+    assert len(stored) == len(running | paused | killed)
+    assert running == set(world.instances) - world.frozen == {box.sandbox_id for box in server.live_all()}
+    assert paused == world.frozen
 
 
 @pytest.mark.parametrize("after_effect", [False, True])
@@ -53,6 +55,39 @@ async def test_killed_at_any_step(steps, after_effect):
     await later.close(destroy=False)
 
 
+@pytest.mark.parametrize("after_effect", [False, True])
+@pytest.mark.parametrize("steps", range(1, 17))
+async def test_killed_at_any_step_of_a_pause(steps, after_effect):
+    world = fakes.World()
+    mortal = fakes.Mortal(steps, after_effect=after_effect)
+    server = world.server(mortal)
+    was_made = False  # as its caller was told
+    try:
+        await server.start()
+        box = await server.create(REQUEST, KEY)
+        was_made = True
+        for _ in range(2):
+            await server.pause(box.sandbox_id, None)
+            await server.connect(box.sandbox_id, None, 500)
+        assert steps > 15, "the scenario has more steps than that"
+    except fakes.Crash:
+        pass
+    mortal.dead = True
+    server._reaper._loop.cancel() if server._reaper._loop else None
+    await server._housekeeping.close()
+
+    later = world.server()
+    await later.start()
+    await assert_consistent(world, later)
+    if was_made:
+        await later.connect(box.sandbox_id, KEY.tenant, 5)
+        assert later.live(box.sandbox_id)
+    await world.clock.advance(500)
+    await assert_consistent(world, later)
+    assert world.instances == {}
+    await later.close(destroy=False)
+
+
 async def test_restart_adopts_what_lives_and_ends_the_rest(world, server):
     kept, lost, expired = [(await server.create(REQUEST, KEY)).sandbox_id for _ in range(3)]
     await server.set_timeout(expired, None, 10)
@@ -80,12 +115,12 @@ async def test_adopted_at_once_but_not_all_at_once(world, server):
     open_now, most = 0, 0
     adopt = world.node.adopt
 
-    async def counted(*args):
+    async def counted(*args, **options):
         nonlocal open_now, most
         open_now += 1
         most = max(most, open_now)
         try:
-            return await adopt(*args)
+            return await adopt(*args, **options)
         finally:
             open_now -= 1
 
@@ -127,7 +162,10 @@ class Host(stateful.RuleBasedStateMachine):
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.world = fakes.World(max_sandboxes_per_key=5)
+        # By age, and not by their ids, which are random: a draw must mean the same one each time.
         self.ends = {}  # what must run, until when
+        self.paused = {}
+        self.auto_pause = {}
         self.run(self.boot())
 
     def run(self, work):
@@ -144,13 +182,14 @@ class Host(stateful.RuleBasedStateMachine):
 
     @stateful.rule(timeout_s=st.integers(1, 100))
     def create(self, timeout_s):
-        request = fakes.sandboxes.CreateRequest("base", timeout_s, {}, {})
+        request = fakes.sandboxes.CreateRequest("base", timeout_s, {}, {}, auto_pause=timeout_s % 2 == 0)
         try:
             box = self.run(self.server.create(request, KEY))
         except errors.QuotaExceededError:
             assert len(self.ends) == 5
         else:
             self.ends[box.sandbox_id] = self.world.clock.elapsed + timeout_s
+            self.auto_pause[box.sandbox_id] = box.auto_pause
 
     @stateful.rule(error=st.sampled_from([errors.CapacityError("full"), OSError("broken")]))
     def create_fails(self, error):
@@ -159,24 +198,77 @@ class Host(stateful.RuleBasedStateMachine):
             with pytest.raises(type(error)):
                 self.run(self.server.create(REQUEST, KEY))
 
-    @stateful.precondition(lambda self: self.ends)
+    @stateful.precondition(lambda self: self.ends or self.paused)
     @stateful.rule(data=st.data())
     def kill(self, data):
-        sandbox_id = data.draw(st.sampled_from(sorted(self.ends)))
+        sandbox_id = data.draw(st.sampled_from([*self.ends, *self.paused]))
         self.run(self.server.kill(sandbox_id, KEY.tenant))
-        del self.ends[sandbox_id]
+        self.forget(sandbox_id)
 
-    @stateful.precondition(lambda self: self.ends)
+    @stateful.precondition(lambda self: self.ends or self.paused)
     @stateful.rule(data=st.data())
     def die(self, data):
-        sandbox_id = data.draw(st.sampled_from(sorted(self.ends)))
+        sandbox_id = data.draw(st.sampled_from([*self.ends, *self.paused]))
         self.run(self.world.node.die(sandbox_id))
-        del self.ends[sandbox_id]
+        self.forget(sandbox_id)
+
+    def forget(self, sandbox_id):
+        self.ends.pop(sandbox_id, None)
+        self.paused.pop(sandbox_id, None)
+
+    @stateful.precondition(lambda self: self.ends)
+    @stateful.rule(data=st.data(), fails=st.booleans())
+    def pause(self, data, fails):
+        sandbox_id = data.draw(st.sampled_from(list(self.ends)))
+        if fails:
+            self.world.node.fail["pause"] = OSError("broken")
+            with pytest.raises(OSError, match="broken"):
+                self.run(self.server.pause(sandbox_id, KEY.tenant))
+        else:
+            self.run(self.server.pause(sandbox_id, KEY.tenant))
+            del self.ends[sandbox_id]
+            self.paused[sandbox_id] = True
+
+    @stateful.precondition(lambda self: self.paused)
+    @stateful.rule(data=st.data(), timeout_s=st.integers(1, 100), fails=st.booleans())
+    def resume(self, data, timeout_s, fails):
+        sandbox_id = data.draw(st.sampled_from(list(self.paused)))
+        if len(self.ends) == 5:
+            with pytest.raises(errors.QuotaExceededError):
+                self.run(self.server.connect(sandbox_id, KEY.tenant, timeout_s))
+        elif fails:
+            self.world.node.fail["resume"] = OSError("broken")
+            with pytest.raises(OSError, match="broken"):
+                self.run(self.server.connect(sandbox_id, KEY.tenant, timeout_s))
+        else:
+            self.run(self.server.connect(sandbox_id, KEY.tenant, timeout_s))
+            self.paused.pop(sandbox_id, None)
+            self.ends[sandbox_id] = self.world.clock.elapsed + timeout_s
+
+    @stateful.precondition(lambda self: self.ends or self.paused)
+    @stateful.rule(data=st.data())
+    def all_at_once(self, data):
+        """Pause, kill and connect of one sandbox at the same time: one of them is last, and nothing is half-way."""
+        sandbox_id = data.draw(st.sampled_from([*self.ends, *self.paused]))
+        calls = [
+            self.server.pause(sandbox_id, KEY.tenant),
+            self.server.connect(sandbox_id, KEY.tenant, 50),
+            self.server.kill(sandbox_id, KEY.tenant),
+            self.server.pause(sandbox_id, KEY.tenant),
+        ]
+        order = data.draw(st.permutations(calls))
+
+        async def rush():
+            return await asyncio.gather(*order, return_exceptions=True)
+
+        for outcome in self.run(rush()):
+            assert not isinstance(outcome, BaseException) or isinstance(outcome, errors.GloveboxError)
+        self.forget(sandbox_id)
 
     @stateful.precondition(lambda self: self.ends)
     @stateful.rule(data=st.data(), timeout_s=st.integers(0, 100), connect=st.booleans())
     def move_end(self, data, timeout_s, connect):
-        sandbox_id = data.draw(st.sampled_from(sorted(self.ends)))
+        sandbox_id = data.draw(st.sampled_from(list(self.ends)))
         end = self.world.clock.elapsed + timeout_s
         if connect:
             self.run(self.server.connect(sandbox_id, KEY.tenant, timeout_s))
@@ -196,17 +288,22 @@ class Host(stateful.RuleBasedStateMachine):
         self.run(self.server.close(destroy=destroy))
         if destroy:
             self.ends.clear()
+            self.paused.clear()
         self.world.clock.elapsed += seconds
         self.run(self.boot())
         self.expire()
 
     def expire(self):
-        self.ends = {key: end for key, end in self.ends.items() if end > self.world.clock.elapsed}
+        for sandbox_id in [key for key, end in self.ends.items() if end <= self.world.clock.elapsed]:
+            del self.ends[sandbox_id]
+            if self.auto_pause[sandbox_id]:
+                self.paused[sandbox_id] = True
 
     @stateful.invariant()
     def consistent(self):
         self.run(assert_consistent(self.world, self.server))
-        assert set(self.world.instances) == set(self.ends)
+        assert self.world.frozen == set(self.paused)
+        assert set(self.world.instances) == {*self.ends, *self.paused}
 
     def teardown(self):
         self.run(self.server.close(destroy=True))

@@ -20,7 +20,11 @@ BOX = sandbox.Sandbox(
         ({"end_at": fakes.START}, Verdict.TIMEOUT),
         ({"instance": None}, Verdict.LOST),
         ({"state": State.KILLING}, Verdict.LOST),
-        ({"state": State.PAUSED}, Verdict.LOST),
+        ({"end_at": fakes.START, "auto_pause": True}, Verdict.ADOPT),
+        ({"end_at": fakes.START, "state": State.RESUMING}, Verdict.TIMEOUT),
+        ({"end_at": fakes.START, "state": State.PAUSING}, Verdict.ADOPT),
+        ({"end_at": fakes.START, "state": State.PAUSED}, Verdict.ADOPT),
+        ({"instance": None, "state": State.PAUSED}, Verdict.LOST),
     ],
 )
 def test_verdicts(changes, verdict):

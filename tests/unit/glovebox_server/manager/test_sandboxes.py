@@ -67,7 +67,6 @@ async def test_others_and_the_unknown_look_the_same(server):
         ({"timeout_s": 0}, errors.InvalidRequestError, "Timeout must be greater than 0"),
         ({"timeout_s": 86401}, errors.InvalidRequestError, "Timeout cannot be greater than 24 hours"),
         ({"template": "nope"}, errors.TemplateNotFoundError, "nope"),
-        ({"auto_pause": True}, errors.UnsupportedError, "cannot pause"),
         ({"metadata": {"a": "x" * 20000}}, errors.InvalidRequestError, "metadata .* limit is 16384"),
         ({"metadata": {"a": "\0"}}, errors.InvalidRequestError, "metadata holds a NUL"),
         ({"env": {str(n): "" for n in range(300)}}, errors.InvalidRequestError, "environment .* limit is 256"),
@@ -134,9 +133,10 @@ async def test_a_step_of_the_wall_clock_ends_nobody(world, server):
 
 async def test_connect_only_extends(world, server):
     box = await server.create(REQUEST, KEY)
-    same = await server.connect(box.sandbox_id, KEY.tenant, 10)
-    assert same.end_at == box.end_at
-    later = await server.connect(box.sandbox_id, KEY.tenant, 1000)
+    same, resumed = await server.connect(box.sandbox_id, KEY.tenant, 10)
+    assert (same.end_at, resumed) == (box.end_at, False)
+    later, resumed = await server.connect(box.sandbox_id, KEY.tenant, 1000)
+    assert not resumed
     assert later.end_at == world.clock.now() + dt.timedelta(seconds=1000)
     assert later.access_token == box.access_token
     await world.clock.advance(999)

@@ -367,6 +367,46 @@ async def test_end_of_sandbox_cuts(world, box, how):
     assert health.json() == {"sandboxId": sandbox_id, "message": "The sandbox was not found", "code": 502}
 
 
+async def test_a_pause_cuts_and_a_resume_serves_again(world, box):
+    one = f"/sandboxes/{box['sandboxID']}"
+    for _ in range(2):
+        async with world.client.stream("POST", START, content=command("sleep 9"), headers=streaming(box)) as answer:
+            stream = Open(answer)
+            await stream.next()
+            assert (await world.client.post(f"{one}/pause", headers=world.api)).status_code == 204
+            with pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
+                await stream.next()
+        health = await world.client.get("/health", headers=server.envd(box))
+        assert health.status_code == 502
+        assert health.json()["message"] == "The sandbox was not found"
+        connected = await world.client.post(f"{one}/connect", json={"timeout": 60}, headers=world.api)
+        assert connected.status_code == 201
+        assert (await world.client.get("/health", headers=server.envd(box))).status_code == 204
+        assert (await world.client.get("/envs", headers=server.envd(box))).status_code == 200
+
+
+async def test_traffic_wakes_who_wants_it(world):
+    box = await world.create(autoPause=True, autoResume={"enabled": True})
+    one = f"/sandboxes/{box['sandboxID']}"
+    await world.client.post(f"{one}/pause", headers=world.api)
+    # Who asks whether it runs, or for what is not served, does not wake it.
+    assert (await world.client.get("/health", headers=server.envd(box))).status_code == 502
+    assert (await world.client.post("/init", headers=server.envd(box))).status_code == 502
+    assert (await world.client.get(one, headers=world.api)).json()["state"] == "paused"
+    answers = await asyncio.gather(*(world.client.get("/envs", headers=server.envd(box)) for _ in range(5)))
+    assert [answer.status_code for answer in answers] == [200] * 5
+    assert (await world.client.get(one, headers=world.api)).json()["state"] == "running"
+    assert (await world.client.get("/health", headers=server.envd(box))).status_code == 204
+
+
+async def test_traffic_wakes_nobody_else(world, box):
+    await world.client.post(f"/sandboxes/{box['sandboxID']}/pause", headers=world.api)
+    for headers in (server.envd(box), server.code(box), {**server.envd(box), "E2b-Sandbox-Port": "8000"}):
+        answer = await world.client.get("/envs", headers=headers)
+        assert answer.status_code == 502
+        assert answer.json()["message"] == "The sandbox was not found"
+
+
 async def test_half_a_request_when_the_sandbox_ends(world, box):
     """Nothing has been answered yet: then it is told in words."""
     begun, told = asyncio.Event(), asyncio.Event()

@@ -1,5 +1,6 @@
 import pytest
 
+from glovebox import errors
 from glovebox_server.model import ids
 
 
@@ -58,9 +59,13 @@ async def test_keys_are_asked_for(world, headers, message):
         ('{"templateID": "base", "metadata": {"a": 1}}', 400, "metadata.a: Input should be a valid string"),
         ('{"templateID": "base", "metadata": {"a": "\\ud800"}}', 400, "JSON"),
         ('{"templateID": "nope"}', 404, "template 'nope' not found"),
-        ('{"templateID": "base", "autoPause": true}', 501, "autoPause"),
+        ('{"templateID": "base", "autoPause": true, "autoPauseMemory": false}', 501, "files only"),
         ('{"templateID": "base", "autoPauseMemory": false}', 400, "autoPauseMemory"),
-        ('{"templateID": "base", "autoResume": {"enabled": true}}', 501, "autoResume"),
+        (
+            '{"templateID": "base", "autoPause": true, "autoPauseMemory": false, "autoResume": {"enabled": true}}',
+            400,
+            "together with autoResume",
+        ),
         ('{"templateID": "base", "network": {"allowOut": ["1.1.1.1"]}}', 400, "network.allowOut"),
         ('{"templateID": "base", "network": {"denyOut": ["example.com"]}}', 400, "invalid denied CIDR example.com"),
         ('{"templateID": "base", "network": {"allowPublicTraffic": false}}', 501, "allowPublicTraffic"),
@@ -229,10 +234,97 @@ async def test_templates(world):
     assert missing.json()["message"] == "template 'a/b:c' not found"
 
 
+class TestPause:
+    async def ask(self, world, box, what, **body):
+        path = f"/sandboxes/{box['sandboxID']}/{what}"
+        return await world.client.post(path, json=body, headers=world.api)
+
+    async def test_pause_and_connect(self, world, box):
+        assert (await self.ask(world, box, "pause")).status_code == 204
+        again = await self.ask(world, box, "pause")
+        assert again.status_code == 409
+        assert again.json()["message"] == f'Sandbox "{box["sandboxID"]}" is already paused'
+        found = (await world.client.get(f"/sandboxes/{box['sandboxID']}", headers=world.api)).json()
+        assert found["state"] == "paused"
+        resumed = await world.client.post(f"/v2/sandboxes/{box['sandboxID']}/connect", headers=world.api)
+        assert resumed.status_code == 201
+        assert resumed.json()["envdAccessToken"] == box["envdAccessToken"]
+        running = await self.ask(world, box, "connect", timeout=5)
+        assert running.status_code == 200
+        assert running.json() == resumed.json()
+
+    async def test_a_body_is_not_needed(self, world, box):
+        answer = await world.client.post(f"/sandboxes/{box['sandboxID']}/pause", headers=world.api)
+        assert answer.status_code == 204
+
+    async def test_legacy_resume(self, world, box):
+        assert (await self.ask(world, box, "resume")).status_code == 409
+        await self.ask(world, box, "pause")
+        answer = await self.ask(world, box, "resume", autoPause=True)
+        assert answer.status_code == 201
+        assert answer.json() == box
+        found = world.sandboxes.live(ids.SandboxId(box["sandboxID"]))
+        assert found.auto_pause
+        await self.ask(world, box, "timeout", timeout=0)
+        assert (await self.ask(world, box, "pause")).status_code == 409
+
+    async def test_keeping_alive_does_not_resume(self, world, box):
+        await self.ask(world, box, "pause")
+        for what, body in (("refreshes", {"duration": 60}), ("timeout", {"timeout": 60})):
+            assert (await self.ask(world, box, what, **body)).status_code == 404
+
+    async def test_what_is_unknown_or_ended(self, world, box):
+        await world.client.delete(f"/sandboxes/{box['sandboxID']}", headers=world.api)
+        for what in ("pause", "resume"):
+            assert (await self.ask(world, box, what)).status_code == 404
+
+    async def test_files_only_is_refused_in_words(self, world, box):
+        assert (await self.ask(world, box, "pause", memory=False)).status_code == 501
+        assert (await self.ask(world, box, "connect", memory=False, timeout=5)).status_code == 200  # it runs
+        assert (await self.ask(world, box, "pause", memory=True)).status_code == 204
+        for what in ("connect", "resume"):
+            answer = await self.ask(world, box, what, memory=False, timeout=5)
+            assert answer.status_code == 501
+            assert "memory: false" in answer.json()["message"]
+        found = (await world.client.get(f"/sandboxes/{box['sandboxID']}", headers=world.api)).json()
+        assert found["state"] == "paused"
+
+    async def test_strictly(self, world, box):
+        world.node.fail["check"] = errors.CapacityError("the guest agent did not answer")
+        answer = await self.ask(world, box, "pause", requireHealthyGuest=True)
+        assert answer.status_code == 503
+        assert (await self.ask(world, box, "pause", requireHealthyGuest=True)).status_code == 204
+
+    async def test_list_by_state(self, world, box):
+        other = await world.create()
+        await self.ask(world, box, "pause")
+
+        async def listed(**query):
+            answer = await world.client.get("/v2/sandboxes", params=query, headers=world.api)
+            assert answer.headers["X-Total-Running"] == "1"
+            return {(one["sandboxID"], one["state"]) for one in answer.json()}
+
+        paused, running = (box["sandboxID"], "paused"), (other["sandboxID"], "running")
+        assert await listed(state="paused") == {paused}
+        assert await listed(state="running") == {running}
+        assert await listed(state="running,paused") == await listed() == {paused, running}
+        legacy = await world.client.get("/sandboxes", headers=world.api)
+        assert [one["sandboxID"] for one in legacy.json()] == [other["sandboxID"]]
+
+    async def test_what_was_asked_for_is_shown(self, world):
+        box = await world.create(autoPause=True, autoResume={"enabled": True})
+        found = (await world.client.get(f"/sandboxes/{box['sandboxID']}", headers=world.api)).json()
+        assert found["lifecycle"] == {"autoResume": True, "onTimeout": "pause"}
+
+    async def test_both_successes_are_on_the_page(self, world):
+        page = (await world.client.get("/openapi.json")).json()
+        statuses = page["paths"]["/v2/sandboxes/{sandboxID}/connect"]["post"]["responses"]
+        assert {"200", "201", "409", "429"} <= set(statuses)
+
+
 async def test_what_is_not_served(world, box):
     one = f"/sandboxes/{box['sandboxID']}"
     for method, path in (
-        ("POST", one + "/pause"),
         ("POST", one + "/fork"),
         ("POST", "/v3/templates"),
         ("GET", "/volumes"),

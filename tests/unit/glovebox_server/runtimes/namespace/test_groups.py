@@ -129,8 +129,9 @@ async def test_members_are_killed_and_the_group_is_gone(hierarchy: cgroups.Hiera
     assert hierarchy.children() == []
 
 
+@pytest.mark.parametrize("way", ["remove", "let_die"])
 async def test_frozen_members_are_killed_too_and_never_run_again(
-    hierarchy: cgroups.Hierarchy, tmp_path: pathlib.Path
+    hierarchy: cgroups.Hierarchy, tmp_path: pathlib.Path, way: str
 ) -> None:
     group = hierarchy.create("i1")
     path = tmp_path / "count"
@@ -140,7 +141,11 @@ async def test_frozen_members_are_killed_too_and_never_run_again(
         await groups.freeze(group, lambda: False)
         assert group.is_frozen
         frozen_at = path.read_bytes()
-        await groups.remove(group)
+        if way == "let_die":
+            groups.let_die(group)
+        else:
+            await groups.remove(group)
         assert process.wait(timeout=10) == -9
+    await groups.remove(group)
     assert path.read_bytes() == frozen_at
     assert hierarchy.children() == []
