@@ -40,11 +40,11 @@ def mounts() -> set[str]:
 def namespaces() -> set[str]:
     """Namespaces that some process of this host still lives in or holds open."""
     found = set()
-    for entry in pathlib.Path("/proc").glob("[0-9]*/ns/*"):
+    for process in pathlib.Path("/proc").glob("[0-9]*"):
         try:
-            found.add(os.readlink(entry))
+            found.update(os.readlink(entry) for entry in (process / "ns").iterdir())
         except OSError:
-            continue
+            continue  # it has ended
     return found
 
 

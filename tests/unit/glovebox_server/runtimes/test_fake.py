@@ -149,6 +149,7 @@ async def test_adopted_by_a_new_runtime(runtime, base, folder):
 async def test_a_pid_that_somebody_else_has_now_is_not_adopted(runtime, base):
     asked = spec()
     instance = await runtime.create(asked, base)
+    await run(instance, "true")  # it has its own environment by now, by which it is found
     record = {**instance.record(), "pid": os.getpid()}
     assert await runtime.adopt(asked.sandbox_id, record) is None
     assert not alive(instance.record()["pid"])  # what its folder stands for is gone as well
