@@ -88,7 +88,7 @@ async def test_killed_while_a_command_runs(world):
 async def test_killed_while_code_runs(world):
     box = await e2b_code_interpreter.AsyncSandbox.create()
     running = asyncio.create_task(box.run_code("sleep"))
-    await server.until(lambda: world.app._traffic._cuts._tasks.get(box.sandbox_id))
+    await server.until(lambda: world.app._traffic._cuts._tasks.get(world.sandboxes.ended(box.sandbox_id)))
     await e2b.AsyncSandbox.kill(box.sandbox_id)
     with pytest.raises(e2b.TimeoutException, match="sandbox was killed while the request was in progress"):
         await running
