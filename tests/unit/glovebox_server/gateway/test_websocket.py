@@ -421,7 +421,7 @@ async def test_nothing_may_follow_in_a_second_packet(world, box):
     async with inside(world, box, silent):
         reader, writer = await asyncio.open_connection(**address(world))
         writer.write(_ASK.format(box["sandboxID"]).encode())
-        await server.until(lambda: world.app._traffic._cuts._tasks.get(box["sandboxID"]))
+        await server.until(lambda: world.app._traffic._cuts._tasks.get(world.sandboxes.ended(box["sandboxID"])))
         writer.write(_HIDDEN.encode())
         said = await asyncio.wait_for(reader.read(), 10)
         writer.close()
